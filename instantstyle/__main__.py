@@ -1,0 +1,9 @@
+"""`python -m instantstyle`: the command line."""
+
+import sys
+
+from instantstyle.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

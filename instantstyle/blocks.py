@@ -1,0 +1,72 @@
+"""`instantstyle blocks`: where a model can see the reference, as a table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from instantstyle.console import calm
+from instantstyle.models import find_model
+
+
+BYTES_PER_HALF = 2
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the attention groups and presets of `--model`."""
+    with calm(bars=False):
+        model = find_model(options.model)
+        print(f"{model.label} ({model.family})\n")
+        print(describe(model.unet))
+
+
+def describe(config: dict[str, Any]) -> str:
+    """Describe the UNet of this configuration: its attention groups with the sizes of an adapter, and its presets.
+
+    The UNet is built without storage, so nothing is read but the configuration.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from pipeline_instantstyle import attention_blocks, presets
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    blocks = attention_blocks(unet)
+    sizes = {block: sum(adapter_size(unet, layer) for layer in layers) for block, layers in blocks.items()}
+    rows = [size_row(block, len(layers), sizes[block]) for block, layers in blocks.items()]
+    rows.append(size_row("total", sum(map(len, blocks.values())), sum(sizes.values())))
+    named = [[name, targets(scales, blocks)] for name, scales in presets(unet).items()]
+    heading = ["block", "layers", "adapter parameters", "MB in fp16"]
+    return "\n".join([table([heading, *rows], right=(1, 2, 3)), "", table([["preset", "blocks"], *named])])
+
+
+def adapter_size(unet: Any, layer: str) -> int:
+    """Count the parameters that an adapter adds to one cross-attention: a key and a value projection, without bias."""
+    attention = unet.get_submodule(f"{layer}.attn2")
+    return 2 * attention.inner_dim * attention.cross_attention_dim
+
+
+def size_row(name: str, layers: int, parameters: int) -> list[str]:
+    """Write one line of the table of sizes."""
+    return [name, str(layers), f"{parameters:,}", f"{BYTES_PER_HALF * parameters / 1e6:.2f}"]
+
+
+def targets(scales: Mapping[str, Any], blocks: Collection[str]) -> str:
+    """Write blocks and, where they are not 1, their scales, as `--target-blocks` takes them."""
+    if scales == dict.fromkeys(blocks, 1.0):
+        return "every block"
+    return ", ".join(name if scale == 1 else f"{name}={scale}" for name, scale in scales.items())
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Align columns; those numbered in `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(w) if n in right else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

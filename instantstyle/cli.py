@@ -1,0 +1,243 @@
+"""The command line: its words, and how it ends. What the words do is in `generate` and `blocks`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from instantstyle.version import __version__
+
+
+USER_ERROR, INTERRUPTED = 2, 130
+PIXELS = 8  # an autoencoder of these families turns squares of eight pixels into one
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The words after the program's name; by default those that the process was given.
+
+    Returns:
+        The exit code: 0, 2 after a user's mistake (told in one line on standard error), 130 after an interrupt.
+    """
+    try:
+        options = build_parser().parse_args(argv)
+        options.run(options)
+    except KeyboardInterrupt:
+        print("instantstyle: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        print(f"instantstyle: error: {one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """Join the lines of an error's message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes end like all others, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise ValueError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of both commands."""
+    parser = Parser(
+        prog="instantstyle", description="A prompt's content in the style of one reference picture, without training."
+    )
+    parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_generate(commands.add_parser("generate", help="make pictures", description="Make pictures, as PNG files."))
+    add_blocks(
+        commands.add_parser(
+            "blocks",
+            help="show where a model can see the reference",
+            description="Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
+        )
+    )
+    return parser
+
+
+def add_blocks(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle blocks`."""
+    add_model(parser)
+    parser.set_defaults(run=run_blocks)
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle generate`."""
+    parser.add_argument(
+        "prompt", nargs="+", metavar="PROMPT", help="what to show; several prompts make several pictures"
+    )
+    parser.add_argument("-o", "--output", default="instantstyle.png", metavar="FILE", help="default: %(default)s")
+    add_style(parser.add_argument_group("style"))
+    add_sampling(parser.add_argument_group("sampling"))
+    add_pictures(parser.add_argument_group("other pictures"))
+    add_machine(parser.add_argument_group("models and machine"))
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run_generate)
+
+
+def add_style(group: argparse._ArgumentGroup) -> None:
+    """Add what to take from the reference, and what to leave."""
+    group.add_argument("--style", required=True, metavar="FILE", help="the reference picture")
+    group.add_argument(
+        "--content", metavar="TEXT", help='what the reference shows and must not return, as in "a star"'
+    )
+    group.add_argument(
+        "--content-scale",
+        type=content_scale,
+        default=1.0,
+        metavar="X",
+        help='a number or "auto"; default: %(default)s',
+    )
+    group.add_argument(
+        "--target-blocks",
+        action="extend",
+        type=targets,
+        metavar="NAME[=SCALE],...",
+        help="presets or attention blocks that see the reference; may be repeated; default: style",
+    )
+    group.add_argument("--scale", type=number, default=1.0, metavar="X", help="strength; default: %(default)s")
+
+
+def add_sampling(group: argparse._ArgumentGroup) -> None:
+    """Add what steers the sampler."""
+    group.add_argument("--negative", metavar="TEXT", help="negative prompt")
+    group.add_argument("--steps", type=count, default=30, metavar="N", help="default: %(default)s")
+    group.add_argument("--guidance", type=number, default=5.0, metavar="X", help="default: %(default)s")
+    group.add_argument("--seed", type=seed, metavar="N", help="the n-th picture has seed N + n; default: a random one")
+    group.add_argument(
+        "--num-images", type=count, default=1, metavar="N", help="pictures per prompt; default: %(default)s"
+    )
+    group.add_argument(
+        "--size", type=size, metavar="WxH", help="in pixels, or one number for a square; default: the model's"
+    )
+
+
+def add_pictures(group: argparse._ArgumentGroup) -> None:
+    """Add the pictures that make it image-to-image, inpainting or ControlNet."""
+    group.add_argument("--image", metavar="FILE", help="start from this picture")
+    group.add_argument("--mask", metavar="FILE", help="repaint only the white part of this mask of --image")
+    group.add_argument("--strength", type=fraction, metavar="X", help="how much of --image to change, 0 to 1")
+    group.add_argument("--controlnet", metavar="MODEL", help='a folder, a Hub repository, or "tiny"')
+    group.add_argument("--control-image", metavar="FILE", help="the ControlNet's picture, such as edges")
+    group.add_argument("--controlnet-scale", type=number, metavar="X", help="strength of the ControlNet")
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    """Add which models run, and where."""
+    add_model(group)
+    group.add_argument(
+        "--adapter",
+        metavar="WHERE",
+        help="IP-Adapter: a file, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE]; default: the family's",
+    )
+    group.add_argument(
+        "--content-encoder",
+        metavar="MODEL",
+        help="text tower for --content, where the model's own does not match the adapter",
+    )
+    group.add_argument("--device", metavar="NAME", help="default: cuda or mps where there is one, else cpu")
+    group.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on cuda, else float32"
+    )
+    group.add_argument(
+        "--offload",
+        choices=("none", "model", "sequential"),
+        default="none",
+        help="keep what is not running out of the accelerator's memory; default: %(default)s",
+    )
+
+
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add the option that both commands share."""
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        metavar="WHERE",
+        help="a folder, a .safetensors file, a Hub repository, or the embedded checkpoint; default: %(default)s",
+    )
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    """Import and run `generate`, so that the other words of the command line need not wait for it."""
+    from instantstyle import generate
+
+    generate.run(options)
+
+
+def run_blocks(options: argparse.Namespace) -> None:
+    """Import and run `blocks`."""
+    from instantstyle import blocks
+
+    blocks.run(options)
+
+
+def number(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Read a number from 0 to 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def content_scale(text: str) -> float | str:
+    """Read a number or "auto"."""
+    return text if text == "auto" else number(text)
+
+
+def count(text: str) -> int:
+    """Read a positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Read a seed, with room above it for one per picture."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read "WIDTHxHEIGHT", or one number for both."""
+    parts = text.lower().split("x")
+    sides = [int(part) for part in parts if part.isdecimal()]
+    if len(parts) > 2 or len(sides) != len(parts) or any(side == 0 or side % PIXELS for side in sides):
+        raise argparse.ArgumentTypeError(f"expected WxH or N in multiples of {PIXELS} pixels, got {text!r}")
+    return sides[0], sides[-1]
+
+
+def targets(text: str) -> list[tuple[str, float]]:
+    """Read "NAME" or "NAME=SCALE", one or several with commas between."""
+    return [target(part.strip()) for part in text.split(",")]
+
+
+def target(text: str) -> tuple[str, float]:
+    """Read one "NAME" or "NAME=SCALE"."""
+    name, equals, scale = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"expected NAME or NAME=SCALE, got {text!r}")
+    return name, number(scale) if equals else 1.0

@@ -1,0 +1,27 @@
+"""What other libraries may print while a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def calm(bars: bool) -> Iterator[None]:
+    """Silence remarks about optional parts and, unless `bars`, the loading bars; afterwards all is as before."""
+    # First of all the imports: transformers remarks on missing optional parts while diffusers imports it.
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    from diffusers.utils import logging as diffusers_logging
+
+    shown = [library for library in (transformers_logging, diffusers_logging) if library.is_progress_bar_enabled()]
+    try:
+        for library in shown if not bars else []:
+            library.disable_progress_bar()
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        for library in shown:
+            library.enable_progress_bar()

@@ -1,0 +1,333 @@
+"""`instantstyle generate`: from the words of the command line to pictures with their recipes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from instantstyle import models, recipe
+from instantstyle.console import calm
+from instantstyle.version import __version__
+
+
+# Each of these says nothing without the other.
+NEEDS = {
+    "mask": "image",
+    "strength": "image",
+    "control_image": "controlnet",
+    "controlnet": "control_image",
+    "controlnet_scale": "controlnet",
+}
+PICTURES = ("style", "image", "mask", "control_image")
+PIXELS = 8  # what the autoencoders of both families need sides to be a multiple of
+RANDOM_NOTE = (
+    "instantstyle: the embedded checkpoint is random, not trained: its pictures show nothing recognisable; "
+    "choose a real one with --model"
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was given, with what the recipe keeps of it."""
+
+    image: Image.Image
+    file: str
+    sha256: str
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the pictures that the command line asks for; their paths go to standard output.
+
+    Raises:
+        ValueError, OSError: A user's mistake.
+    """
+    check(options)
+    pictures = {
+        name: open_picture(option(name), getattr(options, name)) for name in PICTURES if getattr(options, name)
+    }
+    given = fit(pictures, options.size)
+    paths = output_paths(options.output, len(options.prompt) * options.num_images)
+    bars = sys.stderr.isatty() and not options.quiet
+    if options.seed is None:
+        options.seed = secrets.randbits(32)
+
+    with calm(bars):
+        model = models.find_model(options.model)
+        adapter = models.find_adapter(options.adapter, model)
+        check_content_encoder(options, model, adapter)
+        pipe = load(options, model, adapter)
+        pipe.set_progress_bar_config(disable=not bars)
+        if model.label == models.TINY:
+            print(RANDOM_NOTE, file=sys.stderr)
+        arguments = call_arguments(options, pipe, given)
+        images = pipe(**arguments).images
+
+    common = describe(options, pictures, pipe, model, adapter, arguments)
+    for index, (image, path) in enumerate(zip(images, paths, strict=True)):
+        own = {"index": index, "prompt": options.prompt[index // options.num_images], "seed": options.seed + index}
+        recipe.write(image, path, {**common, "size": list(image.size), "picture": own})
+        print(path)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is read."""
+    for name, other in NEEDS.items():
+        if getattr(options, name) is not None and getattr(options, other) is None:
+            raise ValueError(f"{option(name)} needs {option(other)}.")
+
+
+def option(name: str) -> str:
+    """Write an option as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def open_picture(name: str, path: str) -> Picture:
+    """Read a picture whole, so that a broken file is found now.
+
+    Args:
+        name: The option that gave it, for errors.
+        path: The file.
+
+    Raises:
+        ValueError: It is not a picture, or is damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(f"{name}: {path}: {error.strerror}.") from error
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: {path} is not a picture that can be read ({type(error).__name__}).") from error
+    return Picture(image, Path(path).name, hashlib.sha256(content).hexdigest())
+
+
+def fit(pictures: dict[str, Picture], size: tuple[int, int] | None) -> dict[str, Image.Image]:
+    """Turn and convert the pictures as the host does, and bring those to start from to the size of the result."""
+    from diffusers.utils import load_image
+
+    images = {name: load_image(picture.image) for name, picture in pictures.items()}
+    if "image" in images:
+        if "mask" in images and images["mask"].size != images["image"].size:
+            raise ValueError(
+                "--mask is {}x{} pixels, but --image is {}x{}; give both the same size.".format(
+                    *images["mask"].size, *images["image"].size
+                )
+            )
+        width, height = size or (side // PIXELS * PIXELS for side in images["image"].size)
+        if not width or not height:
+            raise ValueError(f"--image is smaller than {PIXELS} pixels; give a larger --size.")
+        for name in images.keys() - {"style"}:
+            images[name] = images[name].resize((width, height), Image.Resampling.LANCZOS)
+    return images
+
+
+def output_paths(output: str, number: int) -> list[Path]:
+    """Name the files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several pictures.
+
+    Raises:
+        ValueError: The name does not end in .png, or its folder is missing or cannot be written.
+    """
+    path = Path(output)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--output: {output} does not end in .png, the format that keeps the recipe.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output: the folder {path.parent} does not exist.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output: {output} cannot be written.")
+    return [path] if number == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(number)]
+
+
+def check_content_encoder(options: argparse.Namespace, model: models.Model, adapter: models.Adapter) -> None:
+    """Refuse to remove content where the model has no text tower that matches the adapter."""
+    if options.content is None or options.content_encoder is not None:
+        return
+    if model.family == "sd15" or adapter.uses_vit_h:
+        raise ValueError(
+            f"--content with {adapter.label} needs --content-encoder, the text tower of its image encoder; "
+            f"for the published ViT-H adapters: --content-encoder {models.CONTENT_ENCODER}"
+        )
+
+
+def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapter) -> Any:
+    """Load the pipeline that the options ask for, with its adapter, on its device."""
+    import torch
+
+    import instantstyle
+
+    device = find_device(options.device)
+    check_offload(options.offload, device)
+    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
+    variant = getattr(instantstyle, variant_name(options, model.family))
+    parts = {"controlnet": load_controlnet(options.controlnet, dtype)} if options.controlnet else {}
+    from_source = variant.from_single_file if model.single_file else variant.from_pretrained
+    with about("--model", model.label):
+        pipe = from_source(model.source, dtype=dtype, **parts)
+    pipe.load_ip_adapter(
+        adapter.source,
+        subfolder=adapter.subfolder,
+        weight_name=adapter.weight_name,
+        image_encoder_folder=adapter.image_encoder_folder,
+        target_blocks=target_blocks(options),
+    )
+    pipe.set_target_blocks(target_blocks(options), scale=options.scale)
+    if options.content_encoder is not None:
+        with about("--content-encoder", options.content_encoder):
+            pipe.load_content_encoder(options.content_encoder)
+    if options.offload == "none":
+        return pipe.to(device)
+    getattr(pipe, f"enable_{options.offload}_cpu_offload")(device=device)
+    return pipe
+
+
+@contextmanager
+def about(name: str, value: str) -> Iterator[None]:
+    """Put an option and its value before an error that speaks of neither."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {value}: {error}") from error
+
+
+def find_device(name: str | None) -> Any:
+    """Return the device of this name, or the best one there is.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+    return device
+
+
+def check_offload(offload: str, device: Any) -> None:
+    """Refuse offloading where there is nothing to offload from."""
+    if offload != "none" and device.type == "cpu":
+        raise ValueError(f"--offload {offload} needs an accelerator, but --device is cpu.")
+
+
+def variant_name(options: argparse.Namespace, family: str) -> str:
+    """Name the pipeline for the pictures that were given."""
+    kind = "Inpaint" if options.mask else "Img2Img" if options.image else ""
+    control = "ControlNet" if options.controlnet else ""
+    return f"StableDiffusion{'XL' if family == 'sdxl' else ''}InstantStyle{control}{kind}Pipeline"
+
+
+def load_controlnet(text: str, dtype: Any) -> Any:
+    """Load the ControlNet from a folder, the Hub, or the embedded checkpoint."""
+    from diffusers import ControlNetModel
+
+    source = text
+    if text == models.TINY:
+        from instantstyle import tiny
+
+        source = str(tiny.path() / "controlnet")
+    with about("--controlnet", text):
+        return ControlNetModel.from_pretrained(source, dtype=dtype)
+
+
+def target_blocks(options: argparse.Namespace) -> dict[str, float]:
+    """Collect --target-blocks; "style" is what the pipeline itself targets by default."""
+    return dict(options.target_blocks or [("style", 1.0)])
+
+
+def call_arguments(options: argparse.Namespace, pipe: Any, given: dict[str, Image.Image]) -> dict[str, Any]:
+    """Put the options in the words of the pipeline's call."""
+    import torch
+
+    total = len(options.prompt) * options.num_images
+    arguments: dict[str, Any] = {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative and [options.negative] * len(options.prompt),
+        "num_images_per_prompt": options.num_images,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        # On the CPU, so that a seed means the same noise on every device.
+        "generator": [torch.Generator("cpu").manual_seed(options.seed + index) for index in range(total)],
+        "ip_adapter_image": given["style"],
+        **picture_arguments(options, given),
+    }
+    known = inspect.signature(pipe.__call__).parameters
+    size = given["image"].size if "image" in given else options.size
+    if size is not None and "height" in known:
+        arguments["width"], arguments["height"] = size
+    if options.content is not None:
+        arguments |= {"neg_content_prompt": options.content, "neg_content_scale": options.content_scale}
+    for name, value in (
+        ("strength", options.strength),
+        ("controlnet_conditioning_scale", options.controlnet_scale),
+    ):
+        # The recipe shall say what was used, so the pipeline's own default is written down too.
+        if name in known:
+            arguments[name] = known[name].default if value is None else value
+    return arguments
+
+
+def picture_arguments(options: argparse.Namespace, given: dict[str, Image.Image]) -> dict[str, Image.Image]:
+    """Name the pictures as the pipeline does: a ControlNet's picture that is the only one is `image`."""
+    if options.image is None:
+        return {"image": given["control_image"]} if options.controlnet else {}
+    names = {"image": "image", "mask": "mask_image", "control_image": "control_image"}
+    return {names[name]: image for name, image in given.items() if name in names}
+
+
+def describe(
+    options: argparse.Namespace,
+    pictures: dict[str, Picture],
+    pipe: Any,
+    model: models.Model,
+    adapter: models.Adapter,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the recipe that all pictures of this run share: names and fingerprints, but no local path."""
+    labels = {
+        name: models.label_of(value) if (value := getattr(options, name)) else None
+        for name in ("controlnet", "content_encoder")
+    }
+    return {
+        "versions": {
+            "instantstyle": __version__,
+            **{name: metadata.version(name) for name in ("diffusers", "torch", "transformers")},
+        },
+        "pipeline": type(pipe).__name__,
+        "model": model.label,
+        "adapter": adapter.label,
+        **labels,
+        "prompts": options.prompt,
+        "negative": options.negative,
+        **{name: {"file": picture.file, "sha256": picture.sha256} for name, picture in pictures.items()},
+        "content": options.content,
+        "content_scale": options.content_scale if options.content is not None else None,
+        "target_blocks": target_blocks(options),
+        "scale": options.scale,
+        "seed": options.seed,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "num_images": options.num_images,
+        "strength": arguments.get("strength"),
+        "controlnet_scale": arguments.get("controlnet_conditioning_scale"),
+        "device": pipe._execution_device.type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "offload": options.offload,
+    }

@@ -1,0 +1,1419 @@
+# Copyright 2026 The InstantStyle for diffusers authors
+# SPDX-License-Identifier: Apache-2.0
+"""InstantStyle (arXiv 2404.02733) for the Stable Diffusion XL and 1.5 pipelines of diffusers.
+
+Two training-free additions to an IP-Adapter (arXiv 2308.06721): the reference picture is injected only into the
+attention blocks that carry style, and the CLIP text embedding of what it shows is subtracted from its CLIP image
+embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import inspect
+import json
+import math
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.image_processor import is_valid_image
+from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from diffusers.models.attention_processor import (
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor,
+    IPAdapterAttnProcessor2_0,
+    IPAdapterXFormersAttnProcessor,
+    XFormersAttnProcessor,
+)
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from diffusers.utils import _get_model_file, load_image
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+
+Scale = float | list[float]
+USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+
+
+# --- Where to inject -------------------------------------------------------------------------------------------------
+
+# What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from section 3.2
+# of the paper, SD1.5 from the presets its users agree on.
+FAMILY_PRESETS = {
+    ("down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1"): {
+        "style": ["up_blocks.0.attentions.1"],
+        "layout": ["down_blocks.2.attentions.1"],
+    },
+    ("down_blocks.0", "down_blocks.1", "down_blocks.2", "up_blocks.1", "up_blocks.2", "up_blocks.3"): {
+        "style": ["up_blocks.1"],
+        "layout": ["down_blocks.2", "mid_block"],
+    },
+}
+
+
+def text_layers(unet: Any) -> list[str]:
+    """Names of the UNet's text cross-attentions, without `.attn2`, in the order in which checkpoints number them."""
+    suffix = ".attn2.processor"
+    names = [name.removesuffix(suffix) for name in unet.attn_processors if name.endswith(suffix)]
+    return [name for name in names if "motion_modules" not in name and not name.startswith("encoder_hid_proj")]
+
+
+def attention_blocks(unet: Any) -> dict[str, list[str]]:
+    """The UNet's attention groups, such as `up_blocks.0.attentions.1`, each with the names of its layers."""
+    blocks: dict[str, list[str]] = {}
+    for layer in text_layers(unet):
+        blocks.setdefault(layer.partition(".transformer_blocks.")[0], []).append(layer)
+    return blocks
+
+
+def presets(unet: Any) -> dict[str, dict[str, Scale]]:
+    """The named target blocks of a UNet: preset -> block -> scale. Only "all" where the topology is unknown."""
+    blocks = list(attention_blocks(unet))
+    stages = {block.partition(".attentions.")[0] for block in blocks} - {"mid_block"}
+    family = FAMILY_PRESETS.get(tuple(sorted(stages)), {})
+    named = {preset: [_match(name, blocks) for name in names] for preset, names in family.items()}
+    if not all(found for matches in named.values() for found in matches):
+        named = {}
+    found: dict[str, dict[str, Scale]] = {}
+    for preset, matches in named.items():
+        found[preset] = dict.fromkeys(sum(matches, []), 1.0)
+    if found:
+        found["style+layout"] = found["style"] | found["layout"]
+    return found | {"all": dict.fromkeys(blocks, 1.0)}
+
+
+def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
+    """Turn target blocks into layer name -> scale, without the layers at scale 0.
+
+    Args:
+        target_blocks: a preset, a block name, a list of them, or a dict of name -> scale: a number, or a list of
+            numbers, one per masked picture. Names match whole dotted parts; where they overlap, the narrower one wins.
+        layers: the names to choose from, as `text_layers` gives them.
+        presets: preset name -> target blocks.
+
+    Raises:
+        TypeError: `target_blocks` or a scale is of another type.
+        ValueError: no name, an unknown name, or a scale that is not finite.
+    """
+    if isinstance(target_blocks, str):
+        target_blocks = [target_blocks]
+    if isinstance(target_blocks, (list, tuple)):
+        if list(target_blocks) == ["block"]:  # the first implementation's word for all
+            target_blocks = ["all"]
+        target_blocks = {name if isinstance(name, str) else repr(name): 1.0 for name in target_blocks}
+    if not isinstance(target_blocks, Mapping):
+        expected = "a preset, a block name, a list of them or a dict of name -> scale"
+        raise TypeError(f"`target_blocks` must be {expected}, but is {target_blocks!r}.")
+    if not target_blocks:
+        raise ValueError(f"`target_blocks` is empty. Name a preset ({', '.join(presets)}) or attention blocks.")
+    parts = [_resolve_name(name, scale, layers, presets) for name, scale in target_blocks.items()]
+    chosen: dict[str, Scale] = {}
+    for part in sorted(parts, key=len, reverse=True):
+        chosen |= part
+    return {layer: chosen[layer] for layer in layers if not _is_zero(chosen.get(layer, 0.0))}
+
+
+def _resolve_name(name: str, scale: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
+    _check_scale(scale, f"The scale of {name!r} in `target_blocks`")
+    if name in presets:
+        return {layer: _times(s, scale) for layer, s in resolve_target_blocks(presets[name], layers, {}).items()}
+    found = _match(name.removesuffix(".processor").removesuffix(".attn2"), layers)
+    if not found:
+        parts = [layer.split(".") for layer in layers]
+        known = {".".join(part[:depth]): None for part in parts for depth in range(1, len(part) + 1)}
+        near = difflib.get_close_matches(name, [*presets, *known], cutoff=0.5)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "`attention_blocks(pipe.unet)` lists them."
+        raise ValueError(
+            f"`target_blocks` names {name!r}, which is neither a preset of this UNet ({', '.join(presets) or 'none'}) "
+            f"nor one of its attention blocks. {hint}"
+        )
+    return dict.fromkeys(found, scale)
+
+
+def _resolve_each(target_blocks: Any, unet: Any, state: AdapterState) -> list[dict[str, Scale]]:
+    """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
+    count = len(state.files)
+    several = count > 1 and isinstance(target_blocks, (list, tuple)) and list(target_blocks) != ["block"]
+    each = list(target_blocks) if several else [target_blocks] * count
+    if len(each) != count:
+        raise ValueError(
+            f"`target_blocks` has {len(each)} entries for {count} IP-Adapters. Pass one, or one for each."
+        )
+    layers, family = text_layers(unet), presets(unet)
+    carried = [file.presets if file else {} for file in state.files]
+    return [resolve_target_blocks(blocks, layers, family | own) for blocks, own in zip(each, carried, strict=True)]
+
+
+def _match(name: str, layers: Sequence[str]) -> list[str]:
+    return [layer for layer in layers if layer == name or layer.startswith(name + ".")]
+
+
+def _by_block(blocks: Mapping[str, list[str]], scales: Mapping[str, Scale]) -> dict[str, Scale]:
+    found: dict[str, Scale] = {}
+    for block, layers in blocks.items():
+        inside = {layer: scales[layer] for layer in layers if layer in scales}
+        alike = len(inside) == len(layers) and all(scale == inside[layers[0]] for scale in inside.values())
+        found |= {block: inside[layers[0]]} if alike else inside
+    return {name: scale for name, scale in found.items() if not _is_zero(scale)}
+
+
+def _check_scale(scale: Any, what: str) -> None:
+    for number in scale if isinstance(scale, list) and scale else [scale]:
+        _check_number(number, what, "a number, or a list of numbers, one per masked picture")
+
+
+def _check_number(value: Any, what: str, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be {expected}, but is {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be finite, but is {value!r}.")
+
+
+def _times(weight: Scale, scale: Scale) -> Scale:
+    if not isinstance(weight, list) and not isinstance(scale, list):
+        return weight * scale
+    count = len(weight if isinstance(weight, list) else scale)  # type: ignore[arg-type]
+    weights, scales = (one if isinstance(one, list) else [one] * count for one in (weight, scale))
+    if len(weights) != len(scales):
+        raise ValueError(f"`scale` has {len(scales)} numbers where `target_blocks` has {len(weights)} per block.")
+    return [w * s for w, s in zip(weights, scales, strict=True)]
+
+
+def _is_zero(scale: Scale) -> bool:
+    return not any(scale) if isinstance(scale, list) else scale == 0
+
+
+# --- What to remove --------------------------------------------------------------------------------------------------
+
+
+def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, scale: float | str = 1.0) -> torch.Tensor:
+    """Subtract content from CLIP image embeddings: `e - scale * t` (arXiv 2404.02733, section 3.1), as a new tensor.
+
+    Args:
+        image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
+        content_embeds: `t`, the projected, un-normalised CLIP text embedding, broadcastable to `(..., d)`.
+        scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection.
+    """
+    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)
+    strength: Any = scale
+    if scale == "auto":
+        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        strength = ((e * t).sum(-1, keepdim=True) / norm).clamp_min(0)
+    return (e - strength * t).to(image_embeds.dtype)
+
+
+@dataclass
+class ContentEncoder:
+    """The text tower of the CLIP that an adapter's image encoder belongs to."""
+
+    text_encoder: CLIPTextModelWithProjection
+    tokenizer: Any
+    placed: bool = False  # by the pipeline whose component it is; otherwise on the device only while it encodes
+
+    @property
+    def width(self) -> int:
+        """Length of its embeddings."""
+        return self.text_encoder.config.projection_dim
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids of shape `(len(texts), model_max_length)`. Raises ValueError for a text that does not fit."""
+        limit = self.tokenizer.model_max_length
+        for text in texts:
+            length = len(self.tokenizer(text).input_ids)
+            if length > limit:
+                raise ValueError(f"`neg_content_prompt` has {length} tokens, its text tower takes {limit}: {text!r}.")
+        return self.tokenizer(list(texts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """Projected, un-normalised text embeddings of shape `(len(texts), width)`, with LoRAs off."""
+        ids, home = self.tokenize(texts), self.text_encoder.device
+        if not self.placed:
+            self.text_encoder.to(device)
+        try:
+            with _loras_off(self.text_encoder):
+                embeds = self.text_encoder(ids.to(device)).text_embeds
+        finally:
+            if not self.placed:
+                self.text_encoder.to(home)
+        if not torch.isfinite(embeds).all():
+            raise ValueError(f"`neg_content_prompt` has embeddings that are not finite in {embeds.dtype}.")
+        return embeds
+
+
+@contextmanager
+def _loras_off(model: nn.Module) -> Iterator[None]:
+    # A fused LoRA is part of the weights; switching it off would unfuse it for good.
+    modules: Any = model.modules()
+    layers = [m for m in modules if getattr(m, "_disable_adapters", None) is False and not m.merged]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def spread(content: Any, references: Any) -> list[Any]:
+    """One content for each reference, in order: the same for all, or each its own in exactly the references' nesting.
+
+    Raises:
+        ValueError: the nesting differs; both are printed.
+    """
+
+    def pair(inner: Any, reference: Any) -> list[Any]:
+        if not isinstance(inner, (list, tuple)) and not isinstance(reference, list):
+            return [inner]
+        if isinstance(inner, (list, tuple)) and isinstance(reference, list) and len(inner) == len(reference):
+            return [leaf for i, r in zip(inner, reference, strict=True) for leaf in pair(i, r)]
+        raise ValueError(
+            "The content must be one for everything, or nested as the references are: they are "
+            f"{_nesting(references)}, the content is {_nesting(content)}."
+        )
+
+    if not isinstance(content, (list, tuple)):
+        return [content] * len(_flatten(references))
+    return pair(content, references)
+
+
+def _nesting(value: Any) -> str:
+    return "[" + ", ".join(map(_nesting, value)) + "]" if isinstance(value, (list, tuple)) else "*"
+
+
+def _flatten(value: Any) -> list[Any]:
+    return [leaf for inner in value for leaf in _flatten(inner)] if isinstance(value, (list, tuple)) else [value]
+
+
+def _check_content_leaf(leaf: Any, name: str, prompted: bool, width: int) -> None:
+    expected: Any = str if prompted else torch.Tensor
+    if not isinstance(leaf, expected):
+        raise TypeError(f"`{name}` must hold {expected.__name__}s, but holds {leaf!r}.")
+    if prompted and not leaf.strip():
+        raise ValueError(f"`{name}` holds an empty string. Pass None to remove nothing.")
+    if not prompted and tuple(leaf.shape) not in ((width,), (1, width)):
+        raise ValueError(f"`{name}` must have the shape ({width},) or (1, {width}), but has {tuple(leaf.shape)}.")
+    if not prompted and not (torch.isfinite(leaf).all() and leaf.any()):
+        raise ValueError(f"`{name}` is zero or not finite. Pass None to remove nothing.")
+
+
+# --- The adapter's weights -------------------------------------------------------------------------------------------
+
+
+class AdapterFile:
+    """One IP-Adapter checkpoint, of which only the tensors asked for are read.
+
+    Args:
+        source: a `.safetensors` or `.bin` file in the published layout, or its content as a nested dict.
+
+    Raises:
+        ValueError: it cannot be read, holds code, or is not an IP-Adapter.
+    """
+
+    def __init__(self, source: Path | Mapping[str, Any]):
+        self.source: Path | Mapping[str, Any] | None = source
+        self.name = str(source) if isinstance(source, Path) else "the state dict"
+        self.stamp = self._read_stamp()
+        with self._open() as tensors:
+            self.shapes = {key: tensors.shape(key) for key in tensors.keys()}
+            self.presets = self._read_presets(tensors.metadata)
+        found = {key.partition(".")[0] for key in self.shapes}
+        if not {"image_proj", "ip_adapter"} <= found:
+            raise ValueError(f"{self.name} is no IP-Adapter: it needs the keys `image_proj` and `ip_adapter`.")
+
+    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Read these tensors. Raises ValueError for one that is missing or not finite."""
+        with self._open() as tensors:
+            found = {key: tensors.read(key) for key in keys}
+        for key, tensor in found.items():
+            # A sum takes one pass and no memory; only if it overflows does it say nothing.
+            if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
+                raise ValueError(f"{self.name} holds values that are not finite in {key!r}.")
+        return found
+
+    def read_part(self, part: str, only: str = "") -> dict[str, torch.Tensor]:
+        """Read the tensors of `image_proj` or `ip_adapter` whose names contain `only`, without the part's prefix."""
+        keys = [key for key in self.shapes if key.startswith(f"{part}.") and only in key]
+        return {key.removeprefix(f"{part}."): tensor for key, tensor in self.read(keys).items()}
+
+    def available(self) -> bool:
+        """Whether it can be read: a dict until it is forgotten, a file while it is the one that was opened."""
+        return self.source is not None and self.stamp == self._read_stamp()
+
+    def forget(self) -> None:
+        """Let go of a dict, so that what was not read takes no memory."""
+        self.source = self.source if isinstance(self.source, Path) else None
+
+    def _read_stamp(self) -> tuple[int, int] | None:
+        if not isinstance(self.source, Path) or not self.source.exists():
+            return None
+        return self.source.stat().st_size, self.source.stat().st_mtime_ns
+
+    def _read_presets(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            parsed = json.loads(metadata.get("instantstyle.presets", "{}"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`instantstyle.presets` in the metadata of {self.name} is not JSON: {error}.") from error
+        if not isinstance(parsed, dict):
+            raise ValueError(
+                f"`instantstyle.presets` in the metadata of {self.name} must be an object: name -> blocks."
+            )
+        return parsed
+
+    @contextmanager
+    def _open(self) -> Iterator[_Tensors]:
+        with ExitStack() as stack:
+            try:
+                if not isinstance(self.source, Path):
+                    tensors = _Tensors.from_nested(self.source)
+                elif self.source.suffix == ".safetensors":
+                    tensors = _Tensors.from_handle(stack.enter_context(safe_open(self.source, framework="pt")))
+                else:
+                    tensors = _Tensors.from_nested(_load_pickle(self.source))
+            except pickle.UnpicklingError as error:
+                raise ValueError(f"{self.name} is refused: unpickling what it holds could run code.") from error
+            except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"{self.name} cannot be read as an IP-Adapter checkpoint: {reason}") from error
+            yield tensors
+
+
+@dataclass
+class _Tensors:
+    """What a checkpoint holds, by name: shapes without reading, and tensors."""
+
+    keys: Callable[[], Any]
+    shape: Callable[[str], tuple[int, ...]]
+    read: Callable[[str], torch.Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_handle(cls, handle: Any) -> _Tensors:
+        def shape(key: str) -> tuple[int, ...]:
+            return tuple(handle.get_slice(key).get_shape())
+
+        return cls(handle.keys, shape, handle.get_tensor, handle.metadata() or {})
+
+    @classmethod
+    def from_nested(cls, nested: Any) -> _Tensors:
+        parts = [(part, inner) for part, inner in dict(nested or {}).items() if isinstance(inner, Mapping)]
+        flat = {f"{part}.{key}": tensor for part, inner in parts for key, tensor in inner.items()}
+        flat = {key: tensor for key, tensor in flat.items() if isinstance(tensor, torch.Tensor)}
+        return cls(flat.keys, lambda key: tuple(flat[key].shape), flat.__getitem__)
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class MutedProjection(nn.Module):
+    """Stands, without weights, where a block that does not see the reference would hold a projection."""
+
+    def __init__(self, layer: str):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *_: Any) -> torch.Tensor:
+        """Raise RuntimeError: a stock pipeline set a scale on a block without weights."""
+        raise RuntimeError(
+            f"{self.layer!r} is no target block, so it holds no IP-Adapter weights. Name it in `set_target_blocks` of "
+            "an InstantStyle pipeline, or in `load_ip_adapter(..., target_blocks=...)`."
+        )
+
+
+@dataclass
+class AdapterState:
+    """What is loaded on a UNet. It is kept on the UNet, so that all pipelines that share it agree."""
+
+    projection: Any
+    files: Sequence[AdapterFile | None]  # None: put there by another loader, which kept all weights
+    targets: list[dict[str, Scale]]
+    scales: list[Scale]
+    plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
+    hid_proj: tuple[nn.Module | None, str | None] = (None, None)
+    brought: dict[str, Any] = field(default_factory=dict)  # the pipeline's components that came with it
+
+
+def adapter_state(unet: Any) -> AdapterState | None:
+    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all"."""
+    projection = unet.encoder_hid_proj
+    if not hasattr(projection, "image_projection_layers"):
+        return None
+    state = unet.__dict__.get("_instantstyle")
+    if state is not None and state.projection is projection:
+        return state
+    processors = ip_processors(unet)
+    text_proj = getattr(unet, "text_encoder_hid_proj", None)
+    count = len(projection.image_projection_layers)
+    scales = [[processor.scale[i] for processor in processors.values()] for i in range(count)]
+    return AdapterState(
+        projection=projection,
+        files=[None] * count,
+        targets=[dict.fromkeys(processors, 1.0) for _ in range(count)],
+        scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        plain={layer: _plain_processor(processor) for layer, processor in processors.items()},
+        hid_proj=(text_proj, None if text_proj is None else "text_proj"),
+    )
+
+
+def ip_processors(unet: Any) -> dict[str, Any]:
+    """Layer name -> IP-Adapter processor, for the layers that have one."""
+    kinds = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXFormersAttnProcessor)
+    processors = {layer: _attention(unet, layer).processor for layer in text_layers(unet)}
+    return {layer: processor for layer, processor in processors.items() if isinstance(processor, kinds)}
+
+
+def _attention(unet: Any, layer: str) -> Any:
+    return unet.get_submodule(f"{layer}.attn2")
+
+
+def _is_xformers(processor: Any) -> bool:
+    return isinstance(processor, (XFormersAttnProcessor, IPAdapterXFormersAttnProcessor))
+
+
+def _plain_processor(processor: Any) -> Any:
+    if _is_xformers(processor):
+        return XFormersAttnProcessor(attention_op=processor.attention_op)
+    return AttnProcessor2_0()
+
+
+def _ip_processor(attn: Any, tokens: Sequence[int], plain: Any) -> Any:
+    kind: Any = IPAdapterAttnProcessor2_0
+    if _is_xformers(plain):
+        kind = functools.partial(IPAdapterXFormersAttnProcessor, attention_op=plain.attention_op)
+    # On meta: no memory, and no draw from the global random state.
+    with torch.device("meta"):
+        return kind(attn.inner_kv_dim, attn.cross_attention_dim, num_tokens=list(tokens), scale=[0.0] * len(tokens))
+
+
+def _is_muted(projection: nn.Module) -> bool:
+    # Not `isinstance`: the plugin file can be loaded twice in one process, under two module names.
+    return not hasattr(projection, "weight")
+
+
+def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, dict[str, Any]]:
+    """The image projections and the muted processors of these checkpoints, for `attach`.
+
+    Raises:
+        ValueError: a checkpoint does not fit this UNet.
+    """
+    layers, tokens, projections = text_layers(unet), [], []
+    for file in files:
+        _check_fit(unet, file)
+        image_proj = file.read_part("image_proj")
+        tokens.append(_token_count(image_proj))
+        try:
+            with torch.random.fork_rng(devices=[]):  # the host draws weights before it loads them
+                projections.append(
+                    unet._convert_ip_adapter_image_proj_to_diffusers(image_proj, low_cpu_mem_usage=False)
+                )
+        except (RuntimeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"{file.name} holds an image projection that is incomplete or unknown: {error}"
+            ) from error
+    processors = {}
+    for layer in layers:
+        attn = _attention(unet, layer)
+        processors[layer] = processor = _ip_processor(attn, tokens, attn.processor)
+        processor.to_k_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
+        processor.to_v_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
+    return MultiIPAdapterImageProjection(projections), processors
+
+
+def _projection_keys(unet: Any) -> dict[str, tuple[str, str]]:
+    layers = {layer: f"ip_adapter.{2 * i + 1}" for i, layer in enumerate(text_layers(unet))}
+    return {layer: (f"{key}.to_k_ip.weight", f"{key}.to_v_ip.weight") for layer, key in layers.items()}
+
+
+def _token_count(image_proj: Mapping[str, torch.Tensor]) -> int:
+    if "latents" in image_proj:
+        return image_proj["latents"].shape[1]
+    return 257 if "proj.3.weight" in image_proj else 4
+
+
+def _check_fit(unet: Any, file: AdapterFile) -> None:
+    keys = _projection_keys(unet)
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer, pair in keys.items():
+        attn = _attention(unet, layer)
+        expected |= dict.fromkeys(pair, (attn.inner_kv_dim, attn.cross_attention_dim))
+    norms = [key for key in ("image_proj.norm.weight", "image_proj.norm_out.weight") if key in file.shapes]
+    expected |= dict.fromkeys(norms, (_attention(unet, next(iter(keys))).cross_attention_dim,))
+    for key, shape in expected.items():
+        if file.shapes.get(key) != shape:
+            count = sum(name.endswith(".to_k_ip.weight") for name in file.shapes)
+            raise ValueError(
+                f"{file.name} does not fit this UNet: {key!r} must have the shape {shape}, but "
+                f"{f'has {file.shapes[key]}' if key in file.shapes else 'is missing'}. It has {count} cross-attention "
+                f"layers, the UNet {len(keys)}. Load an IP-Adapter made for this model family."
+            )
+
+
+def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> None:
+    """Put an adapter on a UNet without one, in the UNet's attention backend and dtype."""
+    attentions = {layer: _attention(unet, layer) for layer in processors}
+    state.plain = {layer: attn.processor for layer, attn in attentions.items()}
+    state.hid_proj = (unet.encoder_hid_proj, getattr(unet.config, "encoder_hid_dim_type", None))
+    dtype = unet.dtype  # it walks all modules
+    for layer, processor in processors.items():
+        if _is_xformers(processor) != _is_xformers(state.plain[layer]):  # switched on or off meanwhile
+            old, processor = processor, _ip_processor(attentions[layer], processor.num_tokens, state.plain[layer])
+            processor.scale, processor.to_k_ip, processor.to_v_ip = old.scale, old.to_k_ip, old.to_v_ip
+        attentions[layer].set_processor(processor.to(dtype=dtype))
+    if state.hid_proj[1] == "text_proj":  # Kolors' text projection, which the host looks for here
+        unet.text_encoder_hid_proj = unet.encoder_hid_proj
+    unet.encoder_hid_proj = state.projection.to(dtype=dtype)
+    unet.config.encoder_hid_dim_type = "ip_image_proj"
+    unet._instantstyle = state
+
+
+def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
+    """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
+    processors = ip_processors(unet)
+    for layer in processors:
+        _attention(unet, layer).set_processor(state.plain[layer])
+    unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
+    if hasattr(unet, "text_encoder_hid_proj"):
+        del unet.text_encoder_hid_proj
+    unet.__dict__.pop("_instantstyle", None)
+    return processors
+
+
+@contextmanager
+def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
+    """The UNet without its adapter, for the length of the `with`."""
+    state = adapter_state(unet)
+    if state is None:
+        yield None
+        return
+    processors = detach(unet, state)
+    try:
+        yield state, processors
+    finally:
+        attach(unet, state, processors)
+
+
+def fetch(
+    unet: Any, state: AdapterState, targets: Sequence[Mapping[str, Scale]], processors: Mapping[str, Any]
+) -> dict[tuple[str, int], Any]:
+    """Read the projections that targets need and processors lack: (layer, adapter) -> (key, value), on the CPU.
+
+    Raises:
+        ValueError: the checkpoint is not there any more, or holds values that are not finite.
+    """
+    fetched, keys, dtype = {}, _projection_keys(unet), unet.dtype
+    for i, (file, wanted) in enumerate(zip(state.files, targets, strict=True)):
+        missing = [layer for layer in wanted if layer in processors and _is_muted(processors[layer].to_k_ip[i])]
+        if not missing or file is None:
+            continue
+        if not file.available():
+            raise ValueError(
+                f"`target_blocks` needs weights for {missing[0]!r}, which were not kept, and {file.name} is gone or "
+                "has changed. Call `load_ip_adapter` again with all wanted blocks in `target_blocks`."
+            )
+        tensors = file.read([key for layer in missing for key in keys[layer]])
+        for layer in missing:
+            fetched[layer, i] = [_linear(tensors.pop(key), dtype) for key in keys[layer]]
+    return fetched
+
+
+def _linear(weight: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.to(dtype, copy=True))  # a copy does not keep the file mapped
+    return linear
+
+
+def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Any) -> None:
+    """Put the scales of these targets, and the projections fetched for them, on the UNet."""
+    processors = ip_processors(unet)
+    for (layer, i), pair in fetched.items():
+        device = next(_attention(unet, layer).parameters()).device
+        processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = (linear.to(device) for linear in pair)
+    for layer, processor in processors.items():
+        both = zip(targets, state.scales, strict=True)
+        processor.scale = [_times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
+
+
+def drop_muted(unet: Any, state: AdapterState) -> None:
+    """Let go of the weights of blocks that are no targets. Another loader's stay: they cannot be read again."""
+    for layer, processor in ip_processors(unet).items():
+        for i, file in enumerate(state.files):
+            if file is not None and layer not in state.targets[i]:
+                processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
+
+
+# --- Reading a call --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Call:
+    """What one call asked for; on the pipeline while it runs."""
+
+    prompts: int
+    pictures: list[Any] | None  # per adapter, nested; None with embeddings, whose shapes tell the nesting
+    embeds: list[torch.Tensor] | None
+    per_prompt: bool
+    content: Any
+    content_scale: float | str
+    rows: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def referenced(self) -> bool:
+        return self.pictures is not None or self.embeds is not None
+
+    def picture_count(self, adapter: int) -> int:
+        """Pictures per prompt."""
+        if self.pictures is None:
+            return self.embeds[adapter].shape[1] if self.embeds else 0
+        return len(_flatten(_tree(self.pictures[adapter]))) // (self.prompts if self.per_prompt else 1)
+
+    def contents(self, guided: bool = False) -> list[list[Any]]:
+        """The content of each reference in order, for each adapter."""
+        if self.pictures is None:
+            shapes = [(len(embed) // (1 + guided), embed.shape[1]) for embed in self.embeds or []]
+            trees = [_fold(rows, _fold(pictures, None)) for rows, pictures in shapes]
+        else:
+            trees = [_tree(pictures) for pictures in self.pictures]
+        leaves = iter(spread(self.content, trees))
+        return [[next(leaves) for _ in _flatten(tree)] for tree in trees]
+
+
+def _tree(pictures: Any) -> Any:
+    if isinstance(pictures, list):
+        return [_tree(one) for one in pictures]
+    return [None] * len(pictures) if getattr(pictures, "ndim", 0) == 4 else None
+
+
+def _fold(count: int, inner: Any) -> Any:
+    return inner if count == 1 else [inner] * count
+
+
+def _bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(function)
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _prompt_count(arguments: Mapping[str, Any]) -> int:
+    prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
+    if isinstance(prompt, (list, tuple)):
+        return len(prompt)
+    return len(embeds) if prompt is None and isinstance(embeds, torch.Tensor) else 1
+
+
+def _read_pictures(arguments: Mapping[str, Any], state: AdapterState | None, per_prompt: bool) -> list[Any] | None:
+    """The references, upright, as adapter -> (prompt ->) picture or pictures."""
+    pictures = arguments.get("ip_adapter_image")
+    if pictures is None and per_prompt:
+        raise ValueError("`ip_adapter_image_per_prompt` is about `ip_adapter_image`, which is missing.")
+    if pictures is None:
+        return None
+    if state is None:
+        raise ValueError("`ip_adapter_image` needs an IP-Adapter. Call `load_ip_adapter` first.")
+    pictures = _as_list(pictures)
+    if len(pictures) != len(state.targets):
+        raise ValueError(
+            f"`ip_adapter_image` must have one entry per IP-Adapter, but has {len(pictures)} for "
+            f"{len(state.targets)}. Several pictures for one adapter are a list of their own: [[a, b]]."
+        )
+    pictures = [_upright(entry, depth=2 if per_prompt else 1) for entry in pictures]
+    prompts = _prompt_count(arguments)
+    for i, entry in enumerate(pictures if per_prompt else []):
+        counts = [len(_flatten(_tree(one))) for one in entry] if isinstance(entry, list) else []
+        if len(counts) != prompts or len(set(counts)) > 1:
+            raise ValueError(
+                "`ip_adapter_image_per_prompt` reads `ip_adapter_image` as adapter -> prompt -> picture or pictures, "
+                f"as many for each of the {prompts} prompts, but adapter {i} has {_nesting(entry)}. For two prompts: "
+                "[[a, b]]."
+            )
+    return pictures
+
+
+def _upright(picture: Any, depth: int) -> Any:
+    if isinstance(picture, list) and picture and depth:
+        return [_upright(one, depth - 1) for one in picture]
+    if not is_valid_image(picture) and getattr(picture, "ndim", 0) != 4:
+        came = _nesting(picture) if isinstance(picture, list) else repr(picture)[:80]
+        expected = "pictures (PIL images, arrays or tensors), in a list for each adapter that has several"
+        raise ValueError(f"`ip_adapter_image` must hold {expected}, but holds {came}.")
+    return load_image(picture, convert_method=_eight_bits) if hasattr(picture, "getexif") else picture
+
+
+def _eight_bits(picture: Any) -> Any:
+    # CLIP's image processor would clip 16 bits to white.
+    return picture.point(lambda value: value / 256).convert("L") if picture.mode.startswith("I;16") else picture
+
+
+def _host_form(pictures: Any) -> Any:
+    if not isinstance(pictures, list):
+        return pictures
+    flat = _flatten(pictures)
+    return torch.cat(flat) if all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat) else flat
+
+
+def _read_embeds(arguments: Mapping[str, Any], state: AdapterState | None) -> list[torch.Tensor] | None:
+    embeds = arguments.get("ip_adapter_image_embeds")
+    if embeds is None:
+        return None
+    if arguments.get("ip_adapter_image") is not None:
+        raise ValueError("Provide either `ip_adapter_image` or `ip_adapter_image_embeds`, not both.")
+    if state is None:
+        raise ValueError("`ip_adapter_image_embeds` needs an IP-Adapter. Call `load_ip_adapter` first.")
+    layers = state.projection.image_projection_layers
+    if not isinstance(embeds, list) or len(embeds) != len(layers):
+        raise ValueError(f"`ip_adapter_image_embeds` must be a list of {len(layers)} tensors, one per IP-Adapter.")
+    for embed, layer in zip(embeds, layers, strict=True):
+        width = _first_linear(layer).in_features
+        shape = tuple(embed.shape) if isinstance(embed, torch.Tensor) else (type(embed).__name__,)
+        if len(shape) not in (3, 4) or shape[-1] != width:
+            raise ValueError(f"`ip_adapter_image_embeds` must be of shape (rows, pictures, {width}), but is {shape}.")
+        if not torch.isfinite(embed).all():
+            raise ValueError("`ip_adapter_image_embeds` holds values that are not finite.")
+    return embeds
+
+
+def _check_rows(embeds: Sequence[torch.Tensor], prompts: int, guided: bool) -> None:
+    allowed = {1 + guided, prompts * (1 + guided)}
+    for embed in embeds:
+        if len(embed) not in allowed:
+            raise ValueError(
+                f"`ip_adapter_image_embeds` must have {' or '.join(map(str, sorted(allowed)))} rows for {prompts} "
+                f"prompts {'with' if guided else 'without'} guidance, but has {len(embed)}."
+            )
+
+
+def _first_linear(layer: nn.Module) -> nn.Linear:
+    return next(module for module in layer.modules() if isinstance(module, nn.Linear))
+
+
+def _placeholders(state: Any, rows: int) -> list[torch.Tensor]:
+    """Embeddings for a call without a reference, which the host insists on once an adapter is loaded."""
+    layers = [(layer, _first_linear(layer)) for layer in state.projection.image_projection_layers]
+    shapes = [(rows, 1) if isinstance(layer, ImageProjection) else (rows, 1, 1) for layer, _ in layers]
+    return [
+        torch.zeros(*shape, linear.in_features, dtype=linear.weight.dtype)
+        for shape, (_, linear) in zip(shapes, layers, strict=True)
+    ]
+
+
+def _check_masks(masks: Any, call: _Call, state: AdapterState | None, targets: Sequence[Mapping[str, Scale]]) -> None:
+    if masks is not None and not call.referenced:
+        raise ValueError("`ip_adapter_masks` say where references go, but there is none. Pass `ip_adapter_image` too.")
+    if state is None or not call.referenced:
+        return
+    if masks is not None and not isinstance(masks, list):
+        masks = list(masks.unsqueeze(1))  # the host's older form
+    count = len(state.targets)
+    if masks is not None and len(masks) != count:
+        raise ValueError(f"`ip_adapter_masks` must have one entry per IP-Adapter, but has {len(masks)} for {count}.")
+    for i, mask in enumerate(masks or [None] * count):
+        pictures = call.picture_count(i)
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        if mask is not None and (len(shape) != 4 or shape[1] != pictures):
+            raise ValueError(f"`ip_adapter_masks` must be of shape (1, {pictures}, height, width), but is {shape}.")
+        for scale in (_times(weight, state.scales[i]) for weight in targets[i].values()):
+            if isinstance(scale, list) and (mask is None or len(scale) != pictures):
+                raise ValueError(
+                    f"The scale of IP-Adapter {i} is a list of {len(scale)}, one per masked picture, but there are "
+                    f"{pictures} pictures {'without' if mask is None else 'with'} `ip_adapter_masks`."
+                )
+
+
+def _check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
+    for file, layer in zip(files, projection.image_projection_layers, strict=True):
+        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
+            continue
+        config, width = encoder.config, _first_linear(layer).in_features
+        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
+        if given != width:
+            raise ValueError(
+                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Load the "
+                "image encoder that the adapter was made with (`image_encoder_folder`)."
+            )
+
+
+def _open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub: dict[str, Any]) -> list[AdapterFile]:
+    """Find and open the checkpoints, one per weight name. A single source or subfolder stands for all."""
+    sources = sources * len(names) if len(sources) == 1 else sources
+    subfolders = subfolders * len(names) if len(subfolders) == 1 else subfolders
+    if not len(names) == len(sources) == len(subfolders):
+        raise ValueError(
+            "`weight_name`, `subfolder` and `pretrained_model_name_or_path_or_dict` must have the same length, but "
+            f"have {len(names)}, {len(subfolders)} and {len(sources)}."
+        )
+    hub = dict.fromkeys(HUB_ARGUMENTS) | {"force_download": False, "user_agent": USER_AGENT} | hub
+    files = []
+    for source, subfolder, name in zip(sources, subfolders, names, strict=True):
+        if not isinstance(source, Mapping):
+            source = Path(_get_model_file(source, weights_name=name, subfolder=subfolder, **hub))
+        files.append(AdapterFile(source))
+    return files
+
+
+def _cut_with_guidance(arguments: Mapping[str, Any], call: _Call) -> dict[str, Any]:
+    """A callback that cuts guidance cuts the text rows: cut the image rows too, which the host would keep."""
+    callback = arguments.get("callback_on_step_end")
+    if callback is None:
+        return {}
+
+    def cutting(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        before = tensors.get("prompt_embeds")
+        result = callback(pipe, step, timestep, tensors)
+        after = result.get("prompt_embeds") if isinstance(result, dict) else None
+        if before is not None and after is not None and len(after) < len(before):
+            # In place: it is this list that the host hands to every step.
+            call.rows[:] = [rows[-max(1, len(rows) * len(after) // len(before)) :] for rows in call.rows]
+        return result
+
+    changed: dict[str, Any] = {"callback_on_step_end": cutting}
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        changed["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+    return changed
+
+
+@contextmanager
+def _processors_kept(unet: Any) -> Iterator[None]:
+    # PAG puts its own processors on the UNet, and leaves them there when a callback raises.
+    before = dict(unet.attn_processors)
+    try:
+        yield
+    except BaseException:
+        if any(processor is not before[name] for name, processor in unet.attn_processors.items()):
+            unet.set_attn_processor(before)
+        raise
+
+
+# --- The variants ----------------------------------------------------------------------------------------------------
+
+
+_Host: Any = object  # to a type checker: whatever class the mixin is put in front of
+
+
+class InstantStyleMixin(_Host):
+    """InstantStyle (arXiv 2404.02733) for a diffusers pipeline that takes IP-Adapters; it stands before the host."""
+
+    _instantstyle_call: _Call | None = None
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if InstantStyleMixin not in cls.__bases__:
+            return
+        host = _host(cls)
+        _check_host(host)
+
+        # Testers and user interfaces read the signature: it shows the host's parameters and ours.
+        @functools.wraps(InstantStyleMixin.__call__)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return InstantStyleMixin.__call__(self, *args, **kwargs)
+
+        vars(call)["__signature__"] = _joint_signature(host.__call__, InstantStyleMixin.__call__)
+        cls.__call__ = call  # type: ignore[method-assign]
+
+    def __call__(
+        self,
+        *args: Any,
+        neg_content_prompt: Any = None,
+        neg_content_embeds: Any = None,
+        neg_content_scale: float | str = 1.0,
+        target_blocks: Any = None,
+        ip_adapter_image_per_prompt: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the host pipeline. All its arguments are taken, and mean what they mean there.
+
+        Args:
+            neg_content_prompt: what the reference shows, to be removed from it: a string for every picture, or strings
+                (or None) nested exactly as `ip_adapter_image`.
+            neg_content_embeds: the same as projected, un-normalised CLIP text embeddings of shape `(d,)` or `(1, d)`.
+            neg_content_scale: how much of it to remove, or "auto" (see `remove_content`).
+            target_blocks: the blocks that see the reference in this call only (see `set_target_blocks`).
+            ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
+                reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
+                prompts, doubled under guidance.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit the others or what is loaded. Nothing is changed then.
+        """
+        arguments, unet = _bind(super().__call__, args, kwargs), self._bare_unet
+        state = adapter_state(unet)
+        if neg_content_prompt is not None and neg_content_embeds is not None:
+            raise ValueError("Provide either `neg_content_prompt` or `neg_content_embeds`, not both.")
+        call = _Call(
+            prompts=_prompt_count(arguments),
+            pictures=_read_pictures(arguments, state, ip_adapter_image_per_prompt),
+            embeds=_read_embeds(arguments, state),
+            per_prompt=ip_adapter_image_per_prompt,
+            content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
+            content_scale=neg_content_scale,
+        )
+        self._check_content(call, state, prompted=neg_content_prompt is not None)
+        targets = None if target_blocks is None else self._resolve(target_blocks, state)
+        masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
+        _check_masks(masks, call, state, targets or (state.targets if state else []))
+        if state is not None and not call.referenced:
+            targets = [{} for _ in state.targets]
+            arguments["ip_adapter_image_embeds"] = _placeholders(state, rows=1)
+        arguments |= _cut_with_guidance(arguments, call)
+        with ExitStack() as stack:
+            stack.enter_context(_processors_kept(unet))
+            if state is not None and targets is not None:
+                stack.enter_context(self._targets_for_call(state, targets))
+            stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
+            self._instantstyle_call = call
+            return super().__call__(**arguments)
+
+    def prepare_ip_adapter_image_embeds(
+        self,
+        ip_adapter_image: Any,
+        ip_adapter_image_embeds: Any,
+        device: torch.device,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+    ) -> list[torch.Tensor]:
+        """The host's embeddings with content removed and a row for each picture to make: unconditional, conditional.
+
+        Outside of a call this is the host's method unchanged.
+        """
+        call, guided, prepare = (
+            self._instantstyle_call,
+            do_classifier_free_guidance,
+            super().prepare_ip_adapter_image_embeds,
+        )
+        if call is None:
+            return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
+        if not call.referenced:
+            ip_adapter_image_embeds = _placeholders(adapter_state(self._bare_unet), rows=1 + guided)
+        if call.pictures is not None:
+            ip_adapter_image = [_host_form(pictures) for pictures in call.pictures]
+        else:
+            _check_rows(ip_adapter_image_embeds, call.prompts, guided)
+        # Content first: with model offloading the text tower leaves the device when the image tower comes.
+        content = self._encode_content(call, guided, device)
+        embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
+        call.rows = []
+        for both, removed in zip(embeds, content, strict=True):
+            if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
+                both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
+            *unconditional, conditional = both.chunk(1 + guided)
+            if removed is not None:
+                conditional = remove_content(conditional, removed.reshape_as(conditional), call.content_scale)
+            repeats = num_images_per_prompt // len(conditional)
+            call.rows.append(torch.cat([h.repeat_interleave(repeats, dim=0) for h in (*unconditional, conditional)]))
+        return call.rows
+
+    @property
+    def _bare_unet(self) -> Any:
+        return getattr(self.unet, "_orig_mod", self.unet)
+
+    # Where to inject
+
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        subfolder: Any,
+        weight_name: Any,
+        image_encoder_folder: str | None = "image_encoder",
+        target_blocks: Any = "style",
+        **kwargs: Any,
+    ) -> None:
+        """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
+
+        Args:
+            pretrained_model_name_or_path_or_dict, subfolder, weight_name, image_encoder_folder, kwargs: the host's.
+            target_blocks: the blocks that see the reference (see `set_target_blocks`).
+
+        Raises:
+            OSError: a file is missing.
+            ValueError, TypeError: a checkpoint cannot be read, does not fit the model, or has no such target blocks.
+                Nothing is changed then.
+        """
+        unet, sources = self._bare_unet, _as_list(pretrained_model_name_or_path_or_dict)
+        subfolders, hub = _as_list(subfolder), {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        files = _open_files(sources, subfolders, _as_list(weight_name), hub)
+        projection, processors = build_adapter(unet, files)
+        state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
+        state.targets = _resolve_each(target_blocks, unet, state)
+        fetched = fetch(unet, state, state.targets, processors)
+        loras = [{"ip_adapter": file.read_part("ip_adapter", only="_lora.")} for file in files]
+        towers = self._load_image_tower(sources[0], subfolders[0], image_encoder_folder, hub)
+        _check_widths(files, projection, towers.get("image_encoder", self.image_encoder))
+        with self._offloading_suspended():
+            if (old := adapter_state(unet)) is not None:
+                detach(unet, old)
+                state.brought = old.brought
+            attach(unet, state, processors)
+            apply_targets(unet, state, fetched, state.targets)
+            projection.to(unet.device)
+            if "image_encoder" in towers:
+                towers["image_encoder"].to(self.device)
+            self.register_modules(**towers)
+            state.brought |= towers
+        for file in files:
+            file.forget()
+        for i, lora in unet._load_ip_adapter_loras(loras).items():  # FaceID's
+            self.load_lora_weights(lora, adapter_name=f"faceid_{i}")
+            self.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
+
+    def _load_image_tower(
+        self, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The image encoder and feature extractor that the pipeline lacks, from where the host would load them."""
+        towers: dict[str, Any] = {}
+        if self.image_encoder is None and folder is not None:
+            if isinstance(source, Mapping):
+                raise ValueError(
+                    "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
+                    "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
+                )
+            place = folder if "/" in folder else Path(subfolder, folder).as_posix()
+            encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=self.dtype, **hub)
+            towers["image_encoder"] = encoder
+        if self.feature_extractor is None:
+            encoder = towers.get("image_encoder", self.image_encoder)
+            side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
+            towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
+        return towers
+
+    def unload_ip_adapter(self) -> None:
+        """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay."""
+        unet = self._bare_unet
+        state = adapter_state(unet)
+        if state is None:
+            return
+        with self._offloading_suspended():
+            if None in state.files:  # loaded by the host, which takes off what it brought
+                super().unload_ip_adapter()
+                unet.__dict__.pop("_instantstyle", None)
+            else:
+                detach(unet, state)
+                ours = [name for name, module in state.brought.items() if getattr(self, name) is module]
+                self.register_modules(**dict.fromkeys(ours))
+        loras = [name for name in getattr(unet, "peft_config", {}) if name.startswith("faceid_")]
+        if loras:
+            self.delete_adapters(loras)
+
+    def set_target_blocks(self, target_blocks: Any, scale: Any = 1.0) -> None:
+        """Choose which attention blocks see the reference. Weights of the others are let go, and read again on demand.
+
+        Args:
+            target_blocks: "style", "layout", "style+layout" or "all"; a block name such as `up_blocks.0.attentions.1`,
+                at any depth; a list of them; or a dict of name -> scale. With several adapters a list has one of these
+                for each.
+            scale: a number, or a list with an entry per adapter: a number, or a list of them, one per masked picture.
+
+        Raises:
+            ValueError, TypeError: no adapter, an unknown name, a wrong scale, or weights that cannot be read again.
+                Nothing is changed then.
+        """
+        state = adapter_state(self._bare_unet)
+        targets = self._resolve(target_blocks, state)
+        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets))
+
+    def set_ip_adapter_scale(self, scale: Any) -> None:
+        """Set scales as the host does. A number scales the target blocks in force; a dict means what it does there."""
+        state = adapter_state(self._bare_unet)
+        if state is None:
+            return super().set_ip_adapter_scale(scale)
+        processors = ip_processors(self._bare_unet)
+        configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
+        before = [processor.scale for processor in processors.values()]
+        try:
+            for processor in processors.values():
+                processor.scale = list(processor.scale)
+            super().set_ip_adapter_scale(configs)  # the host reads the dicts, and refuses what it does not know
+            read = [
+                {layer: processor.scale[i] for layer, processor in processors.items()} for i in range(len(configs))
+            ]
+        finally:
+            for processor, old in zip(processors.values(), before, strict=True):
+                processor.scale = old
+        targets, scales = list(state.targets), list(configs)
+        for i, config in enumerate(configs):
+            if isinstance(config, Mapping):
+                targets[i], scales[i] = {layer: s for layer, s in read[i].items() if not _is_zero(s)}, 1.0
+        self._retarget(state, targets, scales)
+
+    @property
+    def target_blocks(self) -> Any:
+        """The blocks in force, as name -> scale; a list of such dicts with several adapters, None without one."""
+        unet = self._bare_unet
+        state = adapter_state(unet)
+        if state is None:
+            return None
+        blocks, processors = attention_blocks(unet), ip_processors(unet)
+        scales = [{layer: p.scale[i] for layer, p in processors.items()} for i in range(len(state.targets))]
+        found = [_by_block(blocks, one) for one in scales]
+        return found if len(found) > 1 else found[0]
+
+    def _resolve(self, target_blocks: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
+        if state is None:
+            raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
+        return _resolve_each(target_blocks, self._bare_unet, state)
+
+    def _retarget(self, state: Any, targets: list[dict[str, Scale]], scales: list[Any]) -> None:
+        if len(scales) != len(targets):
+            raise ValueError(
+                f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
+            )
+        for weights, scale in zip(targets, scales, strict=True):
+            _check_scale(scale, "`scale`")
+            for weight in weights.values():
+                _times(weight, scale)
+        unet = self._bare_unet
+        fetched = fetch(unet, state, targets, ip_processors(unet))
+        with self._offloading_suspended(bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
+            state.targets, state.scales = targets, scales
+            apply_targets(unet, state, fetched, targets)
+            drop_muted(unet, state)
+            unet._instantstyle = state
+
+    @contextmanager
+    def _targets_for_call(self, state: AdapterState, targets: list[dict[str, Scale]]) -> Iterator[None]:
+        unet = self._bare_unet
+        processors = ip_processors(unet)
+        fetched = fetch(unet, state, targets, processors)
+        before = {layer: (p.scale, list(p.to_k_ip), list(p.to_v_ip)) for layer, p in processors.items()}
+        try:
+            with self._offloading_suspended(bool(fetched)):
+                apply_targets(unet, state, fetched, targets)
+            yield
+        finally:
+            with self._offloading_suspended(bool(fetched)):
+                for layer, (scale, _, _) in before.items():
+                    processors[layer].scale = scale
+                for layer, i in fetched:
+                    _, keys, values = before[layer]
+                    processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = keys[i], values[i]
+
+    @contextmanager
+    def _offloading_suspended(self, needed: bool = True) -> Iterator[None]:
+        """Without the hooks of model, sequential and group offloading, which come back as they were."""
+        by_model, sequential, by_group = _func_optionally_disable_offloading(self if needed else None)
+        try:
+            yield
+        finally:
+            if by_model:
+                self.enable_model_cpu_offload(device=self._offload_device)
+            elif sequential:
+                self.enable_sequential_cpu_offload(device=self._offload_device)
+            elif by_group:
+                for component in self.components.values():
+                    if isinstance(component, nn.Module):
+                        _maybe_remove_and_reapply_group_offloading(component)
+
+    # What to remove
+
+    def load_content_encoder(
+        self, source: Any, subfolder: str = "", tokenizer_subfolder: str | None = None, **kwargs: Any
+    ) -> None:
+        """Give the text tower of the CLIP that the adapter's image encoder belongs to. It goes before SDXL's own.
+
+        Needed for ViT-H adapters (`laion/CLIP-ViT-H-14-laion2B-s32B-b79K`) and for SD1.5. All pipelines on the same
+        UNet share it. It is none of their components, and on their device only while it encodes.
+
+        Args:
+            source: a repository or folder, or the modules `(text_encoder, tokenizer)`.
+            subfolder: where the text encoder is in the repository.
+            tokenizer_subfolder: where the tokenizer is, if elsewhere.
+            kwargs: for `from_pretrained` (`revision`, `token`, `dtype`, ...).
+
+        Raises:
+            TypeError: the text encoder has no projection into CLIP's shared space.
+        """
+        if isinstance(source, (tuple, list)):
+            encoder, tokenizer = source
+        else:
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub)
+            kwargs = {"dtype": self._bare_unet.dtype} | kwargs
+            encoder = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
+        if not hasattr(encoder, "text_projection"):
+            raise TypeError(f"`source` must hold a CLIPTextModelWithProjection, but holds a {type(encoder).__name__}.")
+        self._bare_unet._instantstyle_content = ContentEncoder(encoder.eval(), tokenizer)
+
+    def unload_content_encoder(self) -> None:
+        """Forget what `load_content_encoder` gave."""
+        self._bare_unet.__dict__.pop("_instantstyle_content", None)
+
+    def _content_encoder(self, width: int) -> ContentEncoder:
+        encoder = self._bare_unet.__dict__.get("_instantstyle_content")
+        own = getattr(self, "text_encoder_2", None)
+        if encoder is None and hasattr(own, "text_projection"):
+            encoder = ContentEncoder(own, self.tokenizer_2, placed=True)
+        if encoder is None or encoder.width != width:
+            at_hand = "there is none" if encoder is None else f"the one at hand gives {encoder.width}"
+            raise ValueError(
+                f"`neg_content_prompt` needs the text tower of the adapter's CLIP, with embeddings of width {width}, "
+                f"but {at_hand}. Call `load_content_encoder`; for ViT-H with 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'."
+            )
+        return encoder
+
+    def _check_content(self, call: _Call, state: AdapterState | None, prompted: bool) -> None:
+        name = "neg_content_prompt" if prompted else "neg_content_embeds"
+        if call.content_scale != "auto":
+            _check_number(call.content_scale, "`neg_content_scale`", 'a number or "auto"')
+        if call.content is None:
+            return
+        if state is None or not call.referenced:
+            raise ValueError(f"`{name}` is removed from a reference, but there is none. Pass `ip_adapter_image` too.")
+        if call.pictures is None and isinstance(call.content, (list, tuple)):
+            contents = [_flatten(call.content)] * len(state.targets)  # the nesting shows when the guidance is known
+        else:
+            contents = call.contents()
+        for layer, leaves in zip(state.projection.image_projection_layers, contents, strict=True):
+            given = [leaf for leaf in leaves if leaf is not None]
+            if given and not isinstance(layer, ImageProjection):
+                raise ValueError(
+                    f"`{name}` can be removed from one global embedding per picture, not from the patch or face "
+                    f"embeddings of {type(layer).__name__}. Pass None for this adapter."
+                )
+            for leaf in given:
+                _check_content_leaf(leaf, name, prompted, layer.image_embeds.in_features)
+            if given and prompted:
+                self._content_encoder(layer.image_embeds.in_features).tokenize(given)
+
+    def _encode_content(self, call: _Call, guided: bool, device: torch.device) -> list[torch.Tensor | None]:
+        """For each adapter the content of its references, shape `(references, d)`, or None."""
+        layers = self._bare_unet.encoder_hid_proj.image_projection_layers
+        if call.content is None:
+            return [None] * len(layers)
+        encoded: list[torch.Tensor | None] = []
+        for layer, leaves in zip(layers, call.contents(guided), strict=True):
+            if all(leaf is None for leaf in leaves):
+                encoded.append(None)
+                continue
+            width = layer.image_embeds.in_features
+            vectors: dict[Any, torch.Tensor] = {None: torch.zeros(width)}
+            texts = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, str)))
+            if texts:
+                vectors |= zip(texts, self._content_encoder(width).encode(texts, device), strict=True)
+            rows = [leaf if isinstance(leaf, torch.Tensor) else vectors[leaf] for leaf in leaves]
+            encoded.append(torch.stack([row.to(device, torch.float32).reshape(width) for row in rows]))
+        return encoded
+
+    # Services of the host that copy or save the UNet
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Callable | None = None) -> None:
+        """Switch xformers on or off as the host does. The adapter follows."""
+        with lifted(self._bare_unet):
+            super().set_use_memory_efficient_attention_xformers(valid, attention_op)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """The host's `from_pipe`: modules, adapter and content encoder are shared. Pass a `torch_dtype`."""
+        source = getattr(pipeline.unet, "_orig_mod", pipeline.unet)
+        with lifted(source) as adapter:
+            new = super().from_pipe(pipeline, **kwargs)
+            unet = new._bare_unet
+            if unet is not source and adapter is not None:  # AnimateDiff copies the weights into another class
+                state, processors = adapter
+                copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
+                attach(unet, copied, copy.deepcopy(processors))
+            if "_instantstyle_content" in source.__dict__:
+                unet._instantstyle_content = source._instantstyle_content
+        return new
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as the host does, without the adapter's weights and with the code that loads the folder again."""
+        with lifted(self._bare_unet):
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write `model_index.json`, and beside it the code that its class entry names."""
+        folder, host, (module, name) = Path(save_directory), _host(type(self)), _class_entry(type(self))
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(__file__, folder / "pipeline_instantstyle.py")
+        if module != "pipeline_instantstyle":
+            (folder / f"{module}.py").write_text(
+                f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
+                "from .pipeline_instantstyle import with_instantstyle\n\n\n"
+                f"{name} = with_instantstyle({host.__name__})\n"
+            )
+        super().save_config(save_directory, *args, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The host's, with the class entry that loads the saved folder without a `custom_pipeline` argument."""
+        config = json.loads(super().to_json_string()) | {"_class_name": _class_entry(type(self))}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # The class entry is for `DiffusionPipeline`; this class already is the code to run.
+        config = super()._dict_from_json_file(*args, **kwargs)
+        return config | {"_class_name": cls.__name__} if isinstance(config.get("_class_name"), list) else config
+
+
+def _host(variant: type) -> Any:
+    bases = next(cls.__bases__ for cls in variant.__mro__ if InstantStyleMixin in cls.__bases__)
+    return bases[bases.index(InstantStyleMixin) + 1]
+
+
+def _check_host(host: type) -> None:
+    def code(cls: type) -> Any:
+        method = getattr(getattr(cls, "prepare_ip_adapter_image_embeds", None), "__code__", None)
+        return method and (method.co_code, method.co_names, method.co_varnames)
+
+    if code(host) != code(StableDiffusionPipeline) or not hasattr(host, "load_ip_adapter"):
+        raise ValueError(
+            f"{host.__name__} cannot have InstantStyle: it takes no IP-Adapter of the Stable Diffusion families, or "
+            "prepares its image embeddings in a way of its own."
+        )
+
+
+def _joint_signature(host: Callable, ours: Callable) -> inspect.Signature:
+    theirs, variadic = inspect.signature(host), inspect.Parameter.VAR_KEYWORD
+    added = [p for p in inspect.signature(ours).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    before = [p for p in theirs.parameters.values() if p.kind is not variadic]
+    return theirs.replace(parameters=[*before, *added, *(p for p in theirs.parameters.values() if p.kind is variadic)])
+
+
+def _class_entry(variant: type) -> list[str]:
+    host = _host(variant)
+    if host is StableDiffusionXLPipeline:
+        return ["pipeline_instantstyle", "StableDiffusionXLInstantStylePipeline"]
+    # Files of one basename share a module in one process, so each host has its own.
+    module = host.__module__.rpartition(".")[2].replace("pipeline_", "pipeline_instantstyle_", 1)
+    return [module, with_instantstyle(host).__name__]
+
+
+@functools.cache
+def with_instantstyle(host: Any) -> Any:
+    """The variant of a diffusers pipeline class that takes IP-Adapters.
+
+    Raises:
+        ValueError: the host prepares image embeddings in its own way, or takes none.
+    """
+    if issubclass(host, InstantStyleMixin):
+        return host
+    name = re.sub("^(StableDiffusionXL|StableDiffusion|.*(?=Pipeline$))", r"\1InstantStyle", host.__name__, count=1)
+    return type(name, (InstantStyleMixin, host), {"__doc__": f"{host.__name__} in the style of a reference picture."})
+
+
+class StableDiffusionXLInstantStylePipeline(InstantStyleMixin, StableDiffusionXLPipeline):
+    """Text to image in the style of a reference picture, for Stable Diffusion XL (arXiv 2404.02733)."""

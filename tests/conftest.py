@@ -1,0 +1,108 @@
+"""What the tests share: quiet hosts, written adapters, and each host beside its variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import instantstyle
+import numpy as np
+import pytest
+import transformers
+from diffusers import DiffusionPipeline
+from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapter
+
+
+TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
+
+
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the largest difference of two pictures."""
+    assert first.shape == second.shape
+    return float(np.abs(first - second).max())
+
+
+def same(first: np.ndarray, second: np.ndarray, tolerance: float = 0.0) -> bool:
+    """Whether two pictures are equal within a tolerance."""
+    return distance(first, second) <= tolerance
+
+
+def differ(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two pictures are so far apart that no tolerance could hide it."""
+    return distance(first, second) >= 100 * TOLERANCE
+
+
+def variant_class(host: Host) -> type[DiffusionPipeline]:
+    """Return the package's own variant of the twelve, and the one made on demand of the others."""
+    if host.name not in HOSTS:
+        return instantstyle.with_instantstyle(host.cls)
+    family = "StableDiffusionXL" if host.family == "sdxl" else "StableDiffusion"
+    return getattr(instantstyle, f"{family}InstantStyle{host.cls.__name__.removeprefix(family)}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A host and its variant with the same weights; `paint` gives pixels of one of them."""
+
+    host: Host
+    stock: DiffusionPipeline
+    variant: DiffusionPipeline
+
+    def paint(self, pipe: DiffusionPipeline, **inputs: Any) -> np.ndarray:
+        """Return what `pipe` paints from the host's inputs, of which some may be replaced, and more."""
+        return pixels(pipe, **{**self.host.inputs(), **inputs})
+
+
+def every_host(function: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for the twelve and the others."""
+    hosts = [*HOSTS.values(), *OTHER_HOSTS.values()]
+    return pytest.mark.parametrize("host", hosts, ids=lambda host: host.name)(function)
+
+
+def each_family(function: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for the text-to-image host of both families."""
+    hosts = [HOSTS["stable_diffusion_xl"], HOSTS["stable_diffusion"]]
+    return pytest.mark.parametrize("host", hosts, ids=lambda host: host.family)(function)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    """Show no progress bars."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str, str]]:
+    """Write one adapter per family; they are what `load_ip_adapter` is called with."""
+    return {family: write_adapter(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+@pytest.fixture
+def bare(host: Host) -> Pair:
+    """Build a host and its variant without adapters, for one test to do with as it likes."""
+    return Pair(host, make(host), make(host, variant_class(host)))
+
+
+@pytest.fixture(scope="session")
+def loaded_pairs() -> dict[str, Pair]:
+    """Keep pairs with adapters for the tests to come."""
+    return {}
+
+
+@pytest.fixture
+def pair(
+    host: Host, adapters: dict[str, tuple[str, str, str]], loaded_pairs: dict[str, Pair], request: pytest.FixtureRequest
+) -> Iterator[Pair]:
+    """Lend a host and its variant, each with the family's adapter on all blocks; a test may change scales and targets."""
+    found = loaded_pairs.pop(host.name, None)
+    if found is None:
+        found = request.getfixturevalue("bare")
+        found.stock.load_ip_adapter(*adapters[host.family])
+        found.variant.load_ip_adapter(*adapters[host.family], target_blocks="all")
+    yield found
+    found.stock.set_ip_adapter_scale(1.0)
+    found.variant.set_target_blocks("all")
+    loaded_pairs[host.name] = found

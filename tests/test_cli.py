@@ -1,0 +1,416 @@
+"""The command line: what it makes, what it writes down, and how it ends."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from instantstyle import cli, generate, recipe, tiny
+from instantstyle.version import __version__
+
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = str(ROOT / "examples" / "reference.png")
+SDXL_UNET = {
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def pictures(tmp_path) -> dict[str, str]:
+    """Files to give to the command line, by name."""
+    drawn = {
+        "image": Image.effect_noise((64, 48), 120).convert("RGB"),
+        "mask": Image.linear_gradient("L").resize((64, 48)).point(lambda shade: 255 * (shade > 127)),
+        "large_mask": Image.new("L", (65, 48)),
+        "control": Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB"),
+        "other": Image.new("RGB", (40, 60), "green"),
+        "dot": Image.new("RGB", (3, 3)),
+    }
+    for name, picture in drawn.items():
+        picture.save(tmp_path / f"{name}.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "image.png").read_bytes()[:300])
+    (tmp_path / "text.png").write_text("not a picture")
+    return {path.stem: str(path) for path in tmp_path.glob("*.png")}
+
+
+def run(*words: str, style: str = REFERENCE, out: Path) -> list[Path]:
+    """Run `instantstyle generate` and return the files it made."""
+    before = set(out.parent.iterdir())
+    assert cli.main(["generate", "--style", style, "--steps", "2", "--seed", "0", "-o", str(out), *words]) == 0
+    return sorted(set(out.parent.iterdir()) - before)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=np.int16)
+
+
+@pytest.fixture
+def paint(tmp_path):
+    """Run `instantstyle generate` for one picture and return its pixels."""
+
+    def paint(*words: str, **kwargs) -> np.ndarray:
+        out = tmp_path / "painted" / "picture.png"
+        out.parent.mkdir()
+        (made,) = run(*words, out=out, **kwargs)
+        found = pixels(made)
+        made.unlink()
+        out.parent.rmdir()
+        return found
+
+    return paint
+
+
+def test_one_picture(tmp_path, capsys):
+    out = tmp_path / "heart.png"
+    assert run("a heart", "--content", "a star", out=out) == [out]
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}\n"
+    assert captured.err == generate.RANDOM_NOTE + "\n"
+    with Image.open(out) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (64, 64))
+
+
+def test_the_same_words_give_the_same_pixels_and_others_do_not(paint, pictures):
+    words = ["a heart", "--content", "a star"]
+    picture = paint(*words)
+    assert (paint(*words) == picture).all()
+    for change in (
+        {"--seed": "1"},
+        {"--steps": "3"},
+        {"--guidance": "2"},
+        {"--negative": "blurry"},
+        {"--content": "a dog"},
+        {"--content-scale": "0"},
+        {"--content-scale": "auto"},
+        {"--scale": "0.5"},
+        {"--target-blocks": "layout"},
+        {"--style": pictures["other"]},
+    ):
+        changed = paint(*words, *(word for item in change.items() for word in item))
+        assert abs(changed - picture).max() > 0, change
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--target-blocks", "style"],
+        ["--target-blocks", "style=1"],
+        ["--target-blocks", "up_blocks.0.attentions.1"],
+        ["--target-blocks", "style=0.5", "--scale", "2"],
+    ],
+    ids=" ".join,
+)
+def test_ways_to_say_style(paint, words):
+    assert (paint("a heart", *words) == paint("a heart")).all()
+
+
+def test_several_target_blocks(paint):
+    both = paint("a heart", "--target-blocks", "style,layout=0.5")
+    assert (paint("a heart", "--target-blocks", "style", "--target-blocks", "layout=0.5") == both).all()
+    assert abs(paint("a heart", "--target-blocks", "style,layout") - both).max() > 0
+    assert abs(paint("a heart", "--target-blocks", "style") - both).max() > 0
+
+
+def test_several_pictures_are_numbered_and_each_has_its_seed(tmp_path, paint):
+    made = run("a heart", "a dog", "--num-images", "2", out=tmp_path / "many.png")
+    assert [path.name for path in made] == [f"many-{index}.png" for index in range(4)]
+    own = [recipe.read(path)["picture"] for path in made]
+    assert [each["prompt"] for each in own] == ["a heart", "a heart", "a dog", "a dog"]
+    assert [each["seed"] for each in own] == [0, 1, 2, 3]
+    for path, each in zip(made, own, strict=True):
+        # A row of a batch is computed in another order, so a channel may be rounded the other way.
+        assert abs(paint(each["prompt"], "--seed", str(each["seed"])) - pixels(path)).max() <= 1
+    assert abs(pixels(made[0]) - pixels(made[1])).max() > 10
+
+
+def words_of(found: dict) -> list[str]:
+    """Say a recipe in the words of the command line."""
+    words = [*found["prompts"]]
+    for name in ("content", "negative", "steps", "guidance", "scale", "seed", "num_images", "dtype", "content_scale"):
+        if found[name] is not None:
+            words += [generate.option(name), str(found[name])]
+    words += ["--size", "{}x{}".format(*found["size"])]
+    return [*words, "--target-blocks", ",".join(f"{name}={scale}" for name, scale in found["target_blocks"].items())]
+
+
+def test_a_recipe_makes_the_same_picture_again_and_a_broken_one_does_not(tmp_path, paint):
+    words = ["a heart", "--content", "a star", "--content-scale", "0.7", "--negative", "blurry", "--scale", "0.9"]
+    (made,) = run(*words, "--target-blocks", "style,layout=0.5", "--size", "64x48", out=tmp_path / "one.png")
+    found = recipe.read(made)
+    assert found["size"] == [64, 48]
+    assert (paint(*words_of(found)) == pixels(made)).all()
+    for name, value in (("seed", 9), ("content_scale", "auto"), ("target_blocks", {"all": 1.0}), ("guidance", 3.0)):
+        assert abs(paint(*words_of({**found, name: value})) - pixels(made)).max() > 0, name
+
+
+def test_a_drawn_seed_is_written_down(tmp_path, paint):
+    out = tmp_path / "drawn.png"
+    assert cli.main(["generate", "a heart", "--style", REFERENCE, "--steps", "2", "-o", str(out)]) == 0
+    assert (paint("a heart", "--seed", str(recipe.read(out)["seed"])) == pixels(out)).all()
+
+
+def test_the_recipe_is_whole_and_tells_no_local_path(tmp_path, pictures):
+    words = ["a heart", "--image", pictures["image"], "--mask", pictures["mask"]]
+    controlled = ["--controlnet", "tiny", "--control-image", pictures["control"]]
+    (made,) = run(*words, *controlled, "--adapter", str(tiny.path()), out=tmp_path / "one.png")
+    found = recipe.read(made)
+    assert found["versions"]["instantstyle"] == __version__
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["pipeline"] == "StableDiffusionXLInstantStyleControlNetInpaintPipeline"
+    assert (found["model"], found["controlnet"]) == ("tiny", "tiny")
+    assert found["adapter"] == "tiny:sdxl_models/ip-adapter_sdxl.safetensors"
+    assert [found[name]["file"] for name in ("style", "image", "mask", "control_image")] == [
+        "reference.png",
+        "image.png",
+        "mask.png",
+        "control.png",
+    ]
+    assert found["style"]["sha256"] != found["image"]["sha256"]
+    assert isinstance(found["strength"], float)
+    content = made.read_bytes()
+    assert b"tEXtinstantstyle\0{" in content
+    for folder in (tmp_path, ROOT, tiny.path().parent):
+        assert str(folder) in str(folder / "x")
+        assert str(folder).encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "size"),
+    [
+        ("", [], (64, 64)),
+        ("Img2Img", ["image"], (64, 48)),
+        ("Inpaint", ["image", "mask"], (64, 48)),
+        ("ControlNet", ["control"], (64, 64)),
+        ("ControlNetImg2Img", ["image", "control"], (64, 48)),
+        ("ControlNetInpaint", ["image", "mask", "control"], (64, 48)),
+    ],
+)
+def test_the_pictures_choose_the_pipeline(kind, names, size, tmp_path, pictures):
+    given = {"image": ["--image"], "mask": ["--mask"], "control": ["--controlnet", "tiny", "--control-image"]}
+    words = ["a heart", "--content", "a star", "--steps", "4"]
+    for name in names:
+        words += [*given[name], pictures[name]]
+    (plain,) = run(*words, out=tmp_path / "plain.png")
+    (large,) = run(*words, "--size", "72x64", out=tmp_path / "large.png")
+    assert recipe.read(plain)["pipeline"] == f"StableDiffusionXLInstantStyle{kind}Pipeline"
+    assert Image.open(plain).size == size
+    assert Image.open(large).size == (72, 64)
+    for name in names:
+        (other,) = run(*words, *given[name], swapped(pictures[name]), out=tmp_path / f"other-{name}.png")
+        assert abs(pixels(other) - pixels(plain)).max() > 0, name
+
+
+def swapped(path: str) -> str:
+    """Turn a picture upside down, in a file of its own."""
+    other = path.replace(".png", "-swapped.png")
+    Image.open(path).rotate(180).save(other)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["generate", "a heart"], "required: --style"),
+        (["generate", "a heart", "--style", "{none}"], "--style: {none}: No such file"),
+        (["generate", "a heart", "--style", "{text}"], "--style: {text} is not a picture that can be read"),
+        (["generate", "a heart", "--style", "{torn}"], "--style: {torn} is not a picture that can be read"),
+        (["generate", "a heart", "--style", "{folder}"], "--style: {folder}: Is a directory"),
+        (["+", "--image", "{none}"], "--image: {none}: No such file"),
+        (["+", "--image", "{dot}"], "--image is smaller than 8 pixels"),
+        (["+", "--mask", "{mask}"], "--mask needs --image"),
+        (["+", "--image", "{image}", "--mask", "{large_mask}"], "--mask is 65x48 pixels, but --image is 64x48"),
+        (["+", "--strength", "0.5"], "--strength needs --image"),
+        (["+", "--image", "{image}", "--strength", "1.5"], "--strength: expected a number from 0 to 1, got '1.5'"),
+        (["+", "--controlnet", "tiny"], "--controlnet needs --control-image"),
+        (["+", "--control-image", "{control}"], "--control-image needs --controlnet"),
+        (["+", "--controlnet-scale", "1"], "--controlnet-scale needs --controlnet"),
+        (["+", "--controlnet", "{folder}", "--control-image", "{control}"], "--controlnet: {folder}: "),
+        (["+", "--size", "65"], "--size: expected WxH or N in multiples of 8 pixels, got '65'"),
+        (["+", "--size", "64x64x64"], "--size: expected WxH"),
+        (["+", "--size", "64x"], "--size: expected WxH"),
+        (["+", "--size", "0"], "--size: expected WxH"),
+        (["+", "--steps", "0"], "--steps: expected a whole number above 0, got '0'"),
+        (["+", "--num-images", "-1"], "--num-images: expected"),
+        (["+", "--seed", "x"], "--seed: expected a whole number"),
+        (["+", "--guidance", "nan"], "--guidance: expected a number, got 'nan'"),
+        (["+", "--scale", "much"], "--scale: expected a number, got 'much'"),
+        (["+", "--content", "a star", "--content-scale", "most"], "--content-scale: expected a number, got 'most'"),
+        (["+", "--target-blocks", "sytle"], "names 'sytle'"),
+        (["+", "--target-blocks", "up_blocks.7"], "names 'up_blocks.7'"),
+        (["+", "--target-blocks", "style,,layout"], "--target-blocks: expected NAME or NAME=SCALE, got ''"),
+        (["+", "--target-blocks", "style=x"], "--target-blocks: expected a number, got 'x'"),
+        (["+", "-o", "{folder}/heart.jpg"], "does not end in .png"),
+        (["+", "-o", "{folder}/none/heart.png"], "none does not exist"),
+        (["+", "--model", "nothing"], "--model: 'nothing' is not a folder or file here"),
+        (["+", "--model", "{folder}"], "--model: {folder} has no unet/config.json"),
+        (["+", "--model", "{text}"], "--model: text.png is not a .safetensors file"),
+        (["+", "--adapter", "nothing"], "--adapter: 'nothing' is not a folder or file here"),
+        (["+", "--adapter", "{folder}"], "--adapter: {folder} has no sdxl_models/ip-adapter_sdxl.safetensors"),
+        (["+", "--adapter", "{folder}:a/b.bin"], "--adapter: {folder} has no a/b.bin"),
+        (["+", "--adapter", "{image}"], "image.png"),
+        (["+", "--content", "a star", "--content-encoder", "{folder}"], "--content-encoder: {folder}: "),
+        (["+", "--device", "abacus"], "--device: 'abacus' cannot be used here"),
+        (["+", "--device", "cpu", "--offload", "model"], "--offload model needs an accelerator"),
+        (["+", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["blocks", "--model", "nothing"], "--model: 'nothing' is not a folder or file here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(words, message, tmp_path, pictures, capsys):
+    places = {**pictures, "folder": str(tmp_path), "none": str(tmp_path / "none.png")}
+    out = tmp_path / "out.png"
+    if words[:1] == ["+"]:
+        words = ["generate", "a heart", "--style", REFERENCE, "-o", str(out), *words[1:]]
+    before = set(tmp_path.rglob("*"))
+    assert cli.main([word.format(**places) for word in words]) == 2
+    captured = capsys.readouterr()
+    last = captured.err.removeprefix(generate.RANDOM_NOTE + "\n")
+    assert last.startswith("instantstyle: error: ")
+    assert last.count("\n") == 1
+    assert message.format(**places) in last
+    assert captured.out == ""
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter"), [(SD15_UNET, None), (SDXL_UNET, "owner/name:sdxl_models/ip-adapter_sdxl_vit-h.safetensors")]
+)
+def test_content_wants_the_text_tower_of_its_adapter(model, adapter, tmp_path, capsys):
+    (tmp_path / "model" / "unet").mkdir(parents=True)
+    (tmp_path / "model" / "unet" / "config.json").write_text(json.dumps(model))
+    words = ["generate", "a heart", "--style", REFERENCE, "--content", "a star", "-o", str(tmp_path / "x.png")]
+    words += ["--model", str(tmp_path / "model"), *(["--adapter", adapter] if adapter else [])]
+    assert cli.main(words) == 2
+    assert "needs --content-encoder" in capsys.readouterr().err
+
+
+def test_an_interrupt(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "run", interrupt)
+    assert cli.main(["generate", "a heart", "--style", REFERENCE]) == 130
+    assert capsys.readouterr().err == "instantstyle: interrupted\n"
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(options):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(generate, "run", fail)
+    with pytest.raises(TypeError):
+        cli.main(["generate", "a heart", "--style", REFERENCE])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "heart.png"
+    path.write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(recipe.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+        recipe.write(Image.new("RGB", (8, 8)), path, {})
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_recipes_keep_every_letter(tmp_path):
+    kept = {"prompt": 'ein "Herz" 心 \n', "scale": 0.1}
+    recipe.write(Image.new("RGB", (8, 8)), tmp_path / "heart.png", kept)
+    assert recipe.read(tmp_path / "heart.png") == kept
+
+
+def test_a_file_without_a_recipe():
+    with pytest.raises(ValueError, match="holds no recipe"):
+        recipe.read(REFERENCE)
+
+
+def blocks(tmp_path: Path, capsys, unet: dict) -> str:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(unet))
+    assert cli.main(["blocks", "--model", str(tmp_path)]) == 0
+    return re.sub(" +", " ", capsys.readouterr().out)
+
+
+def test_blocks_of_sdxl_from_its_configuration_alone(tmp_path, capsys):
+    table = blocks(tmp_path, capsys, SDXL_UNET)
+    assert "up_blocks.0.attentions.1 10 52,428,800 104.86\n" in table
+    assert "down_blocks.1.attentions.0 2 5,242,880 10.49\n" in table
+    assert "total 70 340,787,200 681.57\n" in table
+    assert "style up_blocks.0.attentions.1\n" in table
+    assert "layout down_blocks.2.attentions.1\n" in table
+    assert "all every block\n" in table
+
+
+def test_blocks_of_sd15_from_its_configuration_alone(tmp_path, capsys):
+    table = blocks(tmp_path, capsys, SD15_UNET)
+    assert len(re.findall(r"^\w+\.?\d?\.attentions\.\d 1 ", table, re.MULTILINE)) == 16
+    assert "style up_blocks.1.attentions.0, up_blocks.1.attentions.1, up_blocks.1.attentions.2\n" in table
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"instantstyle {__version__}\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from instantstyle import cli\n"
+        "try: cli.main(['generate', '--help'])\n"
+        "except SystemExit: print({'torch', 'diffusers', 'transformers', 'PIL', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_as_a_program(tmp_path):
+    words = ["generate", "a heart", "--style", REFERENCE, "--steps", "1", "-o", str(tmp_path / "heart.png")]
+    done = subprocess.run([sys.executable, "-m", "instantstyle", *words], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, generate.RANDOM_NOTE + "\n")
+    assert Image.open(tmp_path / "heart.png").size == (64, 64)
+
+
+def test_the_readmes_first_code(monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    assert len(code.splitlines()) <= 6
+    here = {
+        "stabilityai/stable-diffusion-xl-base-1.0": str(tiny.path()),
+        "h94/IP-Adapter": str(tiny.path()),
+        "examples/reference.png": REFERENCE,
+        "torch.float16": "torch.float32",
+        '"cuda"': '"cpu"',
+    }
+    for real, small in here.items():
+        assert real in code
+        code = code.replace(real, small)
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture))
+    exec(compile(code, "README.md", "exec"), {})
+    assert [picture.size for picture in shown] == [(64, 64)]

@@ -1,0 +1,345 @@
+"""Laws 1 to 4: neutral, the paper's, only what is asked, undo."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Pair, differ, each_family, every_host, same
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import IPAdapterMaskProcessor
+from hosts import CLIP_WIDTH, OTHER_HOSTS, Host, adapter_state, feature_extractor, image_encoder, picture
+
+
+Adapters = dict[str, tuple[str, str, str]]
+
+
+@contextmanager
+def unet_input(pipe: DiffusionPipeline) -> Iterator[list[dict[str, Any]]]:
+    """Collect the keyword arguments of every call of the UNet."""
+    seen: list[dict[str, Any]] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def image_rows(pair: Pair, pipe: DiffusionPipeline, **inputs: Any) -> list[torch.Tensor]:
+    """Return the image embeddings that the UNet receives in its first step."""
+    with unet_input(pipe) as seen:
+        pair.paint(pipe, **inputs)
+    return seen[0]["added_cond_kwargs"]["image_embeds"]
+
+
+def content(host: Host) -> torch.Tensor:
+    """Return a content embedding of the size of an image embedding."""
+    return torch.randn(CLIP_WIDTH[host.family], generator=torch.Generator().manual_seed(3))
+
+
+# --- 1. Neutral -------------------------------------------------------------------------------------------------------
+
+
+@every_host
+def test_without_an_adapter_a_reference_or_a_scale_the_pixels_are_the_hosts(
+    host: Host, bare: Pair, adapters: Adapters
+) -> None:
+    plain = bare.paint(bare.stock)
+    assert same(plain, bare.paint(bare.variant))
+    bare.variant.load_ip_adapter(*adapters[host.family])
+    assert same(plain, bare.paint(bare.variant))
+    styled = bare.paint(bare.variant, ip_adapter_image=picture(1))
+    bare.variant.set_ip_adapter_scale(0.0)
+    assert same(plain, bare.paint(bare.variant, ip_adapter_image=picture(1)))
+    assert differ(plain, styled)
+
+
+@each_family
+def test_without_a_reference_also_masked_targets_and_several_adapters_are_silent(
+    host: Host, bare: Pair, adapters: Adapters
+) -> None:
+    folder, subfolder, name = adapters[host.family]
+    bare.variant.load_ip_adapter(folder, subfolder=[subfolder] * 2, weight_name=[name] * 2, target_blocks=["all", "all"])
+    bare.variant.set_target_blocks(["style", "layout"], scale=[[0.7, 0.3], 0.5])
+    assert same(bare.paint(bare.stock), bare.paint(bare.variant, target_blocks=["all", "style"]))
+    assert same(bare.paint(bare.stock, guidance_scale=1.0), bare.paint(bare.variant, guidance_scale=1.0))
+    assert differ(bare.paint(bare.stock, guidance_scale=1.0), bare.paint(bare.variant))
+
+
+# --- 2. The paper's ---------------------------------------------------------------------------------------------------
+
+
+@every_host
+def test_all_blocks_without_content_are_the_hosts_own_ip_adapter(host: Host, pair: Pair) -> None:
+    inputs = {"ip_adapter_image": picture(1)}
+    assert same(pair.paint(pair.stock, **inputs), pair.paint(pair.variant, **inputs))
+    pair.variant.set_target_blocks("style")
+    assert differ(pair.paint(pair.stock, **inputs), pair.paint(pair.variant, **inputs))
+
+
+# --- 3. Only what is asked --------------------------------------------------------------------------------------------
+
+
+@every_host
+def test_removing_content_changes_the_conditional_rows_only(host: Host, pair: Pair) -> None:
+    """The rows that the UNet receives are `[unconditional, conditional]`, and `[u, c, c]` under PAG."""
+    inputs = {"ip_adapter_image": picture(1)}
+    (kept,) = image_rows(pair, pair.stock, **inputs)
+    (removed,) = image_rows(pair, pair.variant, **inputs, neg_content_embeds=content(host))
+    guided = 0 if host.name == "latent_consistency" else len(kept) // (3 if "pag" in host.name else 2)
+    assert torch.equal(kept[:guided], removed[:guided])
+    assert torch.allclose(kept[guided:] - removed[guided:], content(host).expand_as(kept[guided:]), atol=1e-5)
+    assert not torch.allclose(kept[guided:], removed[guided:], atol=1e-3)
+
+
+@each_family
+def test_an_unconditional_embedding_of_the_users_reaches_the_unet_untouched(host: Host, pair: Pair) -> None:
+    unconditional, conditional = torch.randn(2, 1, 1, CLIP_WIDTH[host.family], generator=torch.Generator().manual_seed(1))
+    embeds = torch.cat([unconditional[None], conditional[None]])
+    inputs = {"ip_adapter_image_embeds": [embeds], "neg_content_embeds": content(host)}
+    (rows,) = image_rows(pair, pair.variant, **inputs)
+    assert torch.equal(rows[0], unconditional)
+    assert torch.allclose(rows[1], conditional - content(host), atol=1e-6)
+
+
+def frozen(value: Any) -> Any:
+    """Return a value that is equal only as long as nothing inside the argument is replaced or written to."""
+    if isinstance(value, dict):
+        return {key: frozen(inner) for key, inner in value.items()}, id(value)
+    if isinstance(value, (list, tuple)):
+        return [frozen(inner) for inner in value], id(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().numpy().tobytes(), id(value)
+    return value.tobytes() if hasattr(value, "tobytes") else value
+
+
+def inputs_to_keep(host: Host) -> list[dict[str, Any]]:
+    """Return calls whose arguments are lists, dicts, pictures and tensors."""
+    embeds = torch.randn(2, 2, CLIP_WIDTH[host.family], generator=torch.Generator().manual_seed(1))
+    masks = IPAdapterMaskProcessor().preprocess([picture(7, (16, 16), "L"), picture(8, (16, 16), "L")], 16, 16)
+    masks = [masks.reshape(1, 2, 16, 16)]
+    return [
+        {"ip_adapter_image": [[picture(1), picture(2)]], "neg_content_embeds": [[content(host), None]]},
+        {"ip_adapter_image": [[picture(1), picture(2)]], "cross_attention_kwargs": {"ip_adapter_masks": masks}},
+        {"ip_adapter_image_embeds": [embeds[:, None, 0]], "neg_content_embeds": content(host), "guidance_scale": 5.0},
+        {"ip_adapter_image_embeds": [embeds], "target_blocks": {"style": 0.5, "mid_block": [0.5, 0.5]}},
+    ]
+
+
+@each_family
+@pytest.mark.parametrize("number", range(4))
+def test_no_argument_of_a_call_is_modified(host: Host, pair: Pair, number: int) -> None:
+    inputs = inputs_to_keep(host)[number]
+    if number == 3:  # a list of scales needs masks
+        inputs["cross_attention_kwargs"] = inputs_to_keep(host)[1]["cross_attention_kwargs"]
+    before = frozen(inputs)
+    first = pair.paint(pair.variant, **inputs)
+    assert frozen(inputs) == before
+    assert same(first, pair.paint(pair.variant, **inputs))
+    assert frozen(inputs_to_keep(host)[number]) != before  # other objects are told apart
+
+
+@each_family
+def test_loading_and_targeting_modify_no_argument(host: Host, bare: Pair) -> None:
+    state, targets, scales = adapter_state(host.family), {"style": 0.5}, [0.5]
+    before = frozen([state, targets, scales])
+    kept = [state, targets, scales]
+    bare.variant.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None, target_blocks=targets)
+    bare.variant.set_target_blocks(targets, scale=scales)
+    bare.variant.set_ip_adapter_scale(scales)
+    assert frozen(kept)[0] == before[0]
+
+
+def random_states() -> tuple[Any, ...]:
+    """Return the global random states."""
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+
+@every_host
+def test_global_random_states_are_neither_used_nor_moved(host: Host, bare: Pair, adapters: Adapters) -> None:
+    def walk() -> np.ndarray:
+        variant.load_ip_adapter(*adapters[host.family], target_blocks="layout")
+        variant.set_target_blocks("style")
+        painted = bare.paint(variant, ip_adapter_image=picture(1), target_blocks="all", neg_content_embeds=content(host))
+        bare.paint(variant)
+        variant.unload_ip_adapter()
+        return painted
+
+    variant, before = bare.variant, random_states()
+    first = walk()
+    assert random_states() == before
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        assert same(first, walk())
+        torch.rand(1)
+        assert random_states() != before
+
+
+# --- 4. Undo ----------------------------------------------------------------------------------------------------------
+
+
+def identities(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """Return what a pipeline is made of, object by object."""
+    unet = pipe.unet
+    return {
+        "processors": {name: id(processor) for name, processor in unet.attn_processors.items()},
+        "scales": {name: copy.copy(getattr(p, "scale", None)) for name, p in unet.attn_processors.items()},
+        "modules": {name: id(module) for name, module in unet.named_modules()},
+        "components": {name: id(component) for name, component in pipe.components.items()},
+        "parameters": {name: (id(value), value.data_ptr()) for name, value in unet.named_parameters()},
+        "keys": list(unet.state_dict()),
+        "unet config": dict(unet.config),
+        "config": dict(pipe.config),
+        "attributes": {name: id(value) for name, value in vars(pipe).items() if name.startswith("_instantstyle")},
+    }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the parts that are not as before."""
+    return [part for part in before if before[part] != after[part]]
+
+
+@every_host
+def test_unloading_restores_what_loading_replaced_twice(host: Host, bare: Pair, adapters: Adapters) -> None:
+    variant, before, plain = bare.variant, identities(bare.variant), bare.paint(bare.variant)
+    for seed in (1, 2):
+        variant.load_ip_adapter(*adapters[host.family])
+        variant.load_ip_adapter(*adapters[host.family], target_blocks="layout")  # over the first
+        assert set(changed(before, identities(variant))) > {"processors", "modules", "components", "keys", "config"}
+        assert differ(plain, bare.paint(variant, ip_adapter_image=picture(seed)))
+        variant.unload_ip_adapter()
+        assert not changed(before, identities(variant))
+        assert same(plain, bare.paint(variant))
+        assert variant.target_blocks is None
+
+
+@each_family
+@pytest.mark.parametrize("given", [("image_encoder",), ("feature_extractor",), ("image_encoder", "feature_extractor")])
+def test_what_the_user_gave_survives_unloading(
+    host: Host, bare: Pair, adapters: Adapters, given: tuple[str, ...]
+) -> None:
+    towers = {"image_encoder": image_encoder(host.family), "feature_extractor": feature_extractor()}
+    bare.variant.register_modules(**{name: towers[name] for name in given})
+    before = identities(bare.variant)
+    for _ in range(2):
+        bare.variant.load_ip_adapter(*adapters[host.family])
+        assert all(getattr(bare.variant, name) is towers[name] for name in given)
+        bare.variant.unload_ip_adapter()
+        assert not changed(before, identities(bare.variant))
+        assert [getattr(bare.variant, name) is None for name in towers] == [name not in given for name in towers]
+
+
+@pytest.mark.parametrize("host", [OTHER_HOSTS["kolors"]], ids=["kolors"])
+def test_kolors_keeps_its_text_projection_after_two_loads(host: Host, bare: Pair, adapters: Adapters) -> None:
+    """The host loses it (FACTS 6), so the oracle is a host that has loaded once."""
+    bare.stock.load_ip_adapter(*adapters[host.family])
+    projection = bare.variant.unet.encoder_hid_proj
+    bare.variant.load_ip_adapter(*adapters[host.family], target_blocks="style")
+    bare.variant.load_ip_adapter(*adapters[host.family], target_blocks="all")
+    inputs = {"ip_adapter_image": picture(1)}
+    assert same(bare.paint(bare.stock, **inputs), bare.paint(bare.variant, **inputs))
+    bare.variant.unload_ip_adapter()
+    assert bare.variant.unet.encoder_hid_proj is projection
+    projection.weight.data.mul_(2.0)
+    assert differ(bare.paint(bare.variant), bare.paint(make_again(bare)))
+
+
+def make_again(pair: Pair) -> DiffusionPipeline:
+    """Return the stock pipeline without its adapter."""
+    pair.stock.unload_ip_adapter()
+    return pair.stock
+
+
+class Broken(Exception):
+    """What the tests raise inside of a call."""
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    """Return a hook or callback that raises."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+@contextmanager
+def failing_unet(pipe: DiffusionPipeline, error: BaseException, step: int) -> Iterator[None]:
+    """Let the UNet raise in one step of a call."""
+    count = iter(range(100))
+
+    def fail(*_: Any) -> None:
+        if next(count) == step:
+            raise error
+
+    hook = pipe.unet.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+ASKED = {"ip_adapter_image": picture(1), "target_blocks": {"layout": 0.5}}
+
+
+@every_host
+@pytest.mark.parametrize("step", [0, 1])
+def test_an_error_at_any_step_leaves_no_trace(host: Host, pair: Pair, step: int) -> None:
+    variant = pair.variant
+    variant.set_target_blocks("style", scale=0.5)  # layout has no weights of its own now
+    before, painted = identities(variant), pair.paint(variant, ip_adapter_image=picture(1))
+    for error in (Broken(), KeyboardInterrupt()):
+        with failing_unet(variant, error, step), pytest.raises(type(error)):
+            pair.paint(variant, **ASKED, neg_content_embeds=content(host))
+        assert not changed(before, identities(variant))
+    assert same(painted, pair.paint(variant, ip_adapter_image=picture(1)))
+    assert differ(painted, pair.paint(variant, **ASKED))
+
+
+def interrupting(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Stop the call as diffusers' documentation says."""
+    pipe._interrupt = True
+    return tensors
+
+
+with_callbacks = pytest.mark.parametrize(
+    "host", [host for name, host in OTHER_HOSTS.items() if name in ("stable_diffusion_xl_pag", "animatediff")], ids=str
+)
+
+
+@every_host
+def test_a_callback_that_raises_or_interrupts_leaves_no_trace(host: Host, pair: Pair) -> None:
+    if not hasattr(host.cls, "_callback_tensor_inputs"):
+        pytest.skip("this host takes no callbacks")
+    variant = pair.variant
+    variant.set_target_blocks("style")
+    before, painted = identities(variant), pair.paint(variant, ip_adapter_image=picture(1))
+    for error in (Broken(), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            pair.paint(variant, **ASKED, callback_on_step_end=raising(error))
+        assert not changed(before, identities(variant))
+    stopped = pair.paint(variant, **ASKED, callback_on_step_end=interrupting)
+    assert not changed(before, identities(variant))
+    assert same(painted, pair.paint(variant, ip_adapter_image=picture(1)))
+    whole = pair.paint(variant, **ASKED)
+    assert differ(whole, stopped) == hasattr(host.cls, "interrupt")
+
+
+@each_family
+def test_settings_of_a_call_end_with_it(host: Host, pair: Pair) -> None:
+    """Also `prepare_ip_adapter_image_embeds` is the host's again."""
+    pair.variant.set_target_blocks("style")
+    before = identities(pair.variant)
+    asked = pair.paint(pair.variant, **ASKED, neg_content_embeds=content(host))
+    assert not changed(before, identities(pair.variant))
+    arguments = ([picture(1)], None, torch.device("cpu"), 2, True)
+    (theirs,) = pair.stock.prepare_ip_adapter_image_embeds(*arguments)
+    (ours,) = pair.variant.prepare_ip_adapter_image_embeds(*arguments)
+    assert torch.equal(theirs, ours)
+    assert differ(asked, pair.paint(pair.variant, ip_adapter_image=picture(1)))
