@@ -30,6 +30,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.image_processor import is_valid_image
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor,
@@ -67,8 +68,7 @@ FAMILY_PRESETS = {
 
 def text_layers(unet: Any) -> list[str]:
     """Names of the UNet's text cross-attentions, without `.attn2`, in the order in which checkpoints number them."""
-    suffix = ".attn2.processor"
-    names = [name.removesuffix(suffix) for name in unet.attn_processors if name.endswith(suffix)]
+    names = [name.removesuffix(".attn2") for name, _ in unet.named_modules() if name.endswith(".attn2")]
     return [name for name in names if "motion_modules" not in name and not name.startswith("encoder_hid_proj")]
 
 
@@ -114,7 +114,7 @@ def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Ma
     if isinstance(target_blocks, (list, tuple)):
         if list(target_blocks) == ["block"]:  # the first implementation's word for all
             target_blocks = ["all"]
-        target_blocks = {name if isinstance(name, str) else repr(name): 1.0 for name in target_blocks}
+        target_blocks = dict.fromkeys(map(_check_name, target_blocks), 1.0)
     if not isinstance(target_blocks, Mapping):
         expected = "a preset, a block name, a list of them or a dict of name -> scale"
         raise TypeError(f"`target_blocks` must be {expected}, but is {target_blocks!r}.")
@@ -128,6 +128,7 @@ def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Ma
 
 
 def _resolve_name(name: str, scale: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
+    _check_name(name)
     _check_scale(scale, f"The scale of {name!r} in `target_blocks`")
     if name in presets:
         return {layer: _times(s, scale) for layer, s in resolve_target_blocks(presets[name], layers, {}).items()}
@@ -169,6 +170,12 @@ def _by_block(blocks: Mapping[str, list[str]], scales: Mapping[str, Scale]) -> d
         alike = len(inside) == len(layers) and all(scale == inside[layers[0]] for scale in inside.values())
         found |= {block: inside[layers[0]]} if alike else inside
     return {name: scale for name, scale in found.items() if not _is_zero(scale)}
+
+
+def _check_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"`target_blocks` names blocks by strings, but one of the names is {name!r}.")
+    return name
 
 
 def _check_scale(scale: Any, what: str) -> None:
@@ -269,8 +276,13 @@ def _loras_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def spread(content: Any, references: Any) -> list[Any]:
+def spread(content: Any, references: Any, name: str) -> list[Any]:
     """One content for each reference, in order: the same for all, or each its own in exactly the references' nesting.
+
+    Args:
+        content: one for all, or nested lists.
+        references: nested lists.
+        name: the argument that gave the content, for errors.
 
     Raises:
         ValueError: the nesting differs; both are printed.
@@ -282,8 +294,8 @@ def spread(content: Any, references: Any) -> list[Any]:
         if isinstance(inner, (list, tuple)) and isinstance(reference, list) and len(inner) == len(reference):
             return [leaf for i, r in zip(inner, reference, strict=True) for leaf in pair(i, r)]
         raise ValueError(
-            "The content must be one for everything, or nested as the references are: they are "
-            f"{_nesting(references)}, the content is {_nesting(content)}."
+            f"`{name}` must be one for everything, or nested as the references are: they are {_nesting(references)}, "
+            f"the content is {_nesting(content)}."
         )
 
     if not isinstance(content, (list, tuple)):
@@ -329,16 +341,18 @@ class AdapterFile:
         self.name = str(source) if isinstance(source, Path) else "the state dict"
         self.stamp = self._read_stamp()
         with self._open() as tensors:
-            self.shapes = {key: tensors.shape(key) for key in tensors.keys()}
-            self.presets = self._read_presets(tensors.metadata)
+            mapped = isinstance(tensors, dict)
+            shape = (lambda key: tensors[key].shape) if mapped else (lambda key: tensors.get_slice(key).get_shape())
+            self.shapes = {key: tuple(shape(key)) for key in tensors.keys()}
+            self.presets = self._read_presets({} if mapped else tensors.metadata() or {})
         found = {key.partition(".")[0] for key in self.shapes}
         if not {"image_proj", "ip_adapter"} <= found:
-            raise ValueError(f"{self.name} is no IP-Adapter: it needs the keys `image_proj` and `ip_adapter`.")
+            raise ValueError(f"{self.name} is not an IP-Adapter: it needs the keys `image_proj` and `ip_adapter`.")
 
     def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
         """Read these tensors. Raises ValueError for one that is missing or not finite."""
         with self._open() as tensors:
-            found = {key: tensors.read(key) for key in keys}
+            found = {key: tensors[key] if isinstance(tensors, dict) else tensors.get_tensor(key) for key in keys}
         for key, tensor in found.items():
             # A sum takes one pass and no memory; only if it overflows does it say nothing.
             if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
@@ -375,15 +389,14 @@ class AdapterFile:
         return parsed
 
     @contextmanager
-    def _open(self) -> Iterator[_Tensors]:
+    def _open(self) -> Iterator[Any]:
+        """The tensors by name: an open safetensors file, or a dict."""
         with ExitStack() as stack:
             try:
-                if not isinstance(self.source, Path):
-                    tensors = _Tensors.from_nested(self.source)
-                elif self.source.suffix == ".safetensors":
-                    tensors = _Tensors.from_handle(stack.enter_context(safe_open(self.source, framework="pt")))
+                if isinstance(self.source, Path) and self.source.suffix == ".safetensors":
+                    tensors: Any = stack.enter_context(safe_open(self.source, framework="pt"))
                 else:
-                    tensors = _Tensors.from_nested(_load_pickle(self.source))
+                    tensors = _by_name(_load_pickle(self.source) if isinstance(self.source, Path) else self.source)
             except pickle.UnpicklingError as error:
                 raise ValueError(f"{self.name} is refused: unpickling what it holds could run code.") from error
             except (SafetensorError, OSError, RuntimeError, EOFError) as error:
@@ -392,28 +405,10 @@ class AdapterFile:
             yield tensors
 
 
-@dataclass
-class _Tensors:
-    """What a checkpoint holds, by name: shapes without reading, and tensors."""
-
-    keys: Callable[[], Any]
-    shape: Callable[[str], tuple[int, ...]]
-    read: Callable[[str], torch.Tensor]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_handle(cls, handle: Any) -> _Tensors:
-        def shape(key: str) -> tuple[int, ...]:
-            return tuple(handle.get_slice(key).get_shape())
-
-        return cls(handle.keys, shape, handle.get_tensor, handle.metadata() or {})
-
-    @classmethod
-    def from_nested(cls, nested: Any) -> _Tensors:
-        parts = [(part, inner) for part, inner in dict(nested or {}).items() if isinstance(inner, Mapping)]
-        flat = {f"{part}.{key}": tensor for part, inner in parts for key, tensor in inner.items()}
-        flat = {key: tensor for key, tensor in flat.items() if isinstance(tensor, torch.Tensor)}
-        return cls(flat.keys, lambda key: tuple(flat[key].shape), flat.__getitem__)
+def _by_name(nested: Any) -> dict[str, torch.Tensor]:
+    parts = nested.items() if isinstance(nested, Mapping) else ()
+    named = {f"{part}.{key}": t for part, inner in parts if isinstance(inner, Mapping) for key, t in inner.items()}
+    return {key: tensor for key, tensor in named.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _load_pickle(path: Path) -> Any:
@@ -519,15 +514,7 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
         _check_fit(unet, file)
         image_proj = file.read_part("image_proj")
         tokens.append(_token_count(image_proj))
-        try:
-            with torch.random.fork_rng(devices=[]):  # the host draws weights before it loads them
-                projections.append(
-                    unet._convert_ip_adapter_image_proj_to_diffusers(image_proj, low_cpu_mem_usage=False)
-                )
-        except (RuntimeError, KeyError, IndexError) as error:
-            raise ValueError(
-                f"{file.name} holds an image projection that is incomplete or unknown: {error}"
-            ) from error
+        projections.append(_build_projection(unet, file, image_proj))
     processors = {}
     for layer in layers:
         attn = _attention(unet, layer)
@@ -535,6 +522,18 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
         processor.to_k_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
         processor.to_v_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
     return MultiIPAdapterImageProjection(projections), processors
+
+
+def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
+    copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
+    try:
+        projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=True)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
+    missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ValueError(f"{file.name} holds an image projection that lacks {missing[0]!r}.")
+    return projection
 
 
 def _projection_keys(unet: Any) -> dict[str, tuple[str, str]]:
@@ -560,7 +559,7 @@ def _check_fit(unet: Any, file: AdapterFile) -> None:
         if file.shapes.get(key) != shape:
             count = sum(name.endswith(".to_k_ip.weight") for name in file.shapes)
             raise ValueError(
-                f"{file.name} does not fit this UNet: {key!r} must have the shape {shape}, but "
+                f"{file.name} does not fit this UNet: {key!r} should have the shape {shape}, but "
                 f"{f'has {file.shapes[key]}' if key in file.shapes else 'is missing'}. It has {count} cross-attention "
                 f"layers, the UNet {len(keys)}. Load an IP-Adapter made for this model family."
             )
@@ -672,6 +671,7 @@ class _Call:
     embeds: list[torch.Tensor] | None
     per_prompt: bool
     content: Any
+    content_name: str
     content_scale: float | str
     rows: list[torch.Tensor] = field(default_factory=list)
 
@@ -692,7 +692,7 @@ class _Call:
             trees = [_fold(rows, _fold(pictures, None)) for rows, pictures in shapes]
         else:
             trees = [_tree(pictures) for pictures in self.pictures]
-        leaves = iter(spread(self.content, trees))
+        leaves = iter(spread(self.content, trees, self.content_name))
         return [[next(leaves) for _ in _flatten(tree)] for tree in trees]
 
 
@@ -707,11 +707,16 @@ def _fold(count: int, inner: Any) -> Any:
 
 
 def _bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    ours = inspect.getfullargspec(InstantStyleMixin.__call__).kwonlyargs
     signature = inspect.signature(function)
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
+            extra = arguments.pop(name, {})
+            for unknown in extra:  # the host would let it vanish
+                if near := difflib.get_close_matches(unknown, ours, n=1, cutoff=0.75):
+                    raise TypeError(f"`{unknown}` is not an argument of this pipeline. Did you mean `{near[0]}`?")
+            arguments |= extra
     return arguments
 
 
@@ -766,7 +771,9 @@ def _upright(picture: Any, depth: int) -> Any:
 
 def _eight_bits(picture: Any) -> Any:
     # CLIP's image processor would clip 16 bits to white.
-    return picture.point(lambda value: value / 256).convert("L") if picture.mode.startswith("I;16") else picture
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return picture.convert("I").point(lambda value: value / 256).convert("L")
 
 
 def _host_form(pictures: Any) -> Any:
@@ -786,7 +793,10 @@ def _read_embeds(arguments: Mapping[str, Any], state: AdapterState | None) -> li
         raise ValueError("`ip_adapter_image_embeds` needs an IP-Adapter. Call `load_ip_adapter` first.")
     layers = state.projection.image_projection_layers
     if not isinstance(embeds, list) or len(embeds) != len(layers):
-        raise ValueError(f"`ip_adapter_image_embeds` must be a list of {len(layers)} tensors, one per IP-Adapter.")
+        came = f"a list of {len(embeds)}" if isinstance(embeds, list) else f"a {type(embeds).__name__}"
+        raise ValueError(
+            f"`ip_adapter_image_embeds` must be a list of {len(layers)} tensors, one per IP-Adapter, not {came}."
+        )
     for embed, layer in zip(embeds, layers, strict=True):
         width = _first_linear(layer).in_features
         shape = tuple(embed.shape) if isinstance(embed, torch.Tensor) else (type(embed).__name__,)
@@ -869,6 +879,11 @@ def _open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub
     hub = dict.fromkeys(HUB_ARGUMENTS) | {"force_download": False, "user_agent": USER_AGENT} | hub
     files = []
     for source, subfolder, name in zip(sources, subfolders, names, strict=True):
+        if not isinstance(source, (str, Path, Mapping)):
+            raise TypeError(
+                "`pretrained_model_name_or_path_or_dict` must be a repository, a folder, a file, a dict or a list "
+                f"of them, but is {source!r}."
+            )
         if not isinstance(source, Mapping):
             source = Path(_get_model_file(source, weights_name=name, subfolder=subfolder, **hub))
         files.append(AdapterFile(source))
@@ -917,21 +932,25 @@ _Host: Any = object  # to a type checker: whatever class the mixin is put in fro
 class InstantStyleMixin(_Host):
     """InstantStyle (arXiv 2404.02733) for a diffusers pipeline that takes IP-Adapters; it stands before the host."""
 
+    _instantstyle_host: Any
     _instantstyle_call: _Call | None = None
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if InstantStyleMixin not in cls.__bases__:
+        # Not by this class's name: diffusers executes a plugin file anew, in the same module, each time it is loaded.
+        mixin = next((base for base in cls.__bases__ if "_instantstyle_call" in vars(base)), None)
+        if mixin is None:
             return
-        host = _host(cls)
+        cls._instantstyle_host = host = cls.__bases__[cls.__bases__.index(mixin) + 1]
         _check_host(host)
+        run: Any = mixin.__call__
 
         # Testers and user interfaces read the signature: it shows the host's parameters and ours.
-        @functools.wraps(InstantStyleMixin.__call__)
+        @functools.wraps(run)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return InstantStyleMixin.__call__(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
 
-        vars(call)["__signature__"] = _joint_signature(host.__call__, InstantStyleMixin.__call__)
+        vars(call)["__signature__"] = _joint_signature(host.__call__, run)
         cls.__call__ = call  # type: ignore[method-assign]
 
     def __call__(
@@ -969,9 +988,10 @@ class InstantStyleMixin(_Host):
             embeds=_read_embeds(arguments, state),
             per_prompt=ip_adapter_image_per_prompt,
             content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
+            content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
             content_scale=neg_content_scale,
         )
-        self._check_content(call, state, prompted=neg_content_prompt is not None)
+        self._check_content(call, state)
         targets = None if target_blocks is None else self._resolve(target_blocks, state)
         masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
         _check_masks(masks, call, state, targets or (state.targets if state else []))
@@ -1061,7 +1081,7 @@ class InstantStyleMixin(_Host):
         fetched = fetch(unet, state, state.targets, processors)
         loras = [{"ip_adapter": file.read_part("ip_adapter", only="_lora.")} for file in files]
         towers = self._load_image_tower(sources[0], subfolders[0], image_encoder_folder, hub)
-        _check_widths(files, projection, towers.get("image_encoder", self.image_encoder))
+        _check_widths(files, projection, towers.get("image_encoder") or self._component("image_encoder"))
         with self._offloading_suspended():
             if (old := adapter_state(unet)) is not None:
                 detach(unet, old)
@@ -1084,7 +1104,8 @@ class InstantStyleMixin(_Host):
     ) -> dict[str, Any]:
         """The image encoder and feature extractor that the pipeline lacks, from where the host would load them."""
         towers: dict[str, Any] = {}
-        if self.image_encoder is None and folder is not None:
+        encoder = self._component("image_encoder")
+        if encoder is None and folder is not None:
             if isinstance(source, Mapping):
                 raise ValueError(
                     "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
@@ -1093,11 +1114,15 @@ class InstantStyleMixin(_Host):
             place = folder if "/" in folder else Path(subfolder, folder).as_posix()
             encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=self.dtype, **hub)
             towers["image_encoder"] = encoder
-        if self.feature_extractor is None:
-            encoder = towers.get("image_encoder", self.image_encoder)
+        if self._component("feature_extractor") is None:
             side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
             towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
         return towers
+
+    def _component(self, name: str) -> Any:
+        # `DiffusionPipeline.from_pipe(..., custom_pipeline=...)` hands over a missing component as (None, None).
+        component = getattr(self, name)
+        return None if isinstance(component, (tuple, list)) else component
 
     def unload_ip_adapter(self) -> None:
         """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay."""
@@ -1139,23 +1164,13 @@ class InstantStyleMixin(_Host):
         state = adapter_state(self._bare_unet)
         if state is None:
             return super().set_ip_adapter_scale(scale)
-        processors = ip_processors(self._bare_unet)
         configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
-        before = [processor.scale for processor in processors.values()]
-        try:
-            for processor in processors.values():
-                processor.scale = list(processor.scale)
-            super().set_ip_adapter_scale(configs)  # the host reads the dicts, and refuses what it does not know
-            read = [
-                {layer: processor.scale[i] for layer, processor in processors.items()} for i in range(len(configs))
-            ]
-        finally:
-            for processor, old in zip(processors.values(), before, strict=True):
-                processor.scale = old
         targets, scales = list(state.targets), list(configs)
-        for i, config in enumerate(configs):
+        for i, config in enumerate(configs[: len(targets)]):
             if isinstance(config, Mapping):
-                targets[i], scales[i] = {layer: s for layer, s in read[i].items() if not _is_zero(s)}, 1.0
+                (blocks,) = _maybe_expand_lora_scales(self._bare_unet, [config], default_scale=0.0)
+                targets[i] = resolve_target_blocks(blocks, text_layers(self._bare_unet), {})
+                scales[i] = 1.0
         self._retarget(state, targets, scales)
 
     @property
@@ -1245,16 +1260,23 @@ class InstantStyleMixin(_Host):
         Raises:
             TypeError: the text encoder has no projection into CLIP's shared space.
         """
-        if isinstance(source, (tuple, list)):
+        missing = set()
+        if isinstance(source, (tuple, list)) and len(source) == 2:
             encoder, tokenizer = source
-        else:
+        elif isinstance(source, (str, Path)):
             hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
             place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub)
-            kwargs = {"dtype": self._bare_unet.dtype} | kwargs
-            encoder = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
-        if not hasattr(encoder, "text_projection"):
-            raise TypeError(f"`source` must hold a CLIPTextModelWithProjection, but holds a {type(encoder).__name__}.")
+            kwargs = {"dtype": self._bare_unet.dtype} | kwargs | {"output_loading_info": True}
+            encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
+            missing = set(info["missing_keys"])
+        else:
+            raise TypeError(
+                f"`source` must be a repository, a folder or (text_encoder, tokenizer), but is {source!r}."
+            )
+        if not hasattr(encoder, "text_projection") or missing:
+            came = f"lacks {min(missing)!r}" if missing else f"holds a {type(encoder).__name__}"
+            raise TypeError(f"`source` must hold a CLIPTextModelWithProjection, but {came}.")
         self._bare_unet._instantstyle_content = ContentEncoder(encoder.eval(), tokenizer)
 
     def unload_content_encoder(self) -> None:
@@ -1274,8 +1296,8 @@ class InstantStyleMixin(_Host):
             )
         return encoder
 
-    def _check_content(self, call: _Call, state: AdapterState | None, prompted: bool) -> None:
-        name = "neg_content_prompt" if prompted else "neg_content_embeds"
+    def _check_content(self, call: _Call, state: AdapterState | None) -> None:
+        name, prompted = call.content_name, call.content_name == "neg_content_prompt"
         if call.content_scale != "auto":
             _check_number(call.content_scale, "`neg_content_scale`", 'a number or "auto"')
         if call.content is None:
@@ -1326,7 +1348,7 @@ class InstantStyleMixin(_Host):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """The host's `from_pipe`: modules, adapter and content encoder are shared. Pass a `torch_dtype`."""
+        """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = getattr(pipeline.unet, "_orig_mod", pipeline.unet)
         with lifted(source) as adapter:
             new = super().from_pipe(pipeline, **kwargs)
@@ -1346,7 +1368,8 @@ class InstantStyleMixin(_Host):
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write `model_index.json`, and beside it the code that its class entry names."""
-        folder, host, (module, name) = Path(save_directory), _host(type(self)), _class_entry(type(self))
+        folder, host = Path(save_directory), self._instantstyle_host
+        module, name = _class_entry(host)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(__file__, folder / "pipeline_instantstyle.py")
         if module != "pipeline_instantstyle":
@@ -1359,7 +1382,7 @@ class InstantStyleMixin(_Host):
 
     def to_json_string(self) -> str:
         """The host's, with the class entry that loads the saved folder without a `custom_pipeline` argument."""
-        config = json.loads(super().to_json_string()) | {"_class_name": _class_entry(type(self))}
+        config = json.loads(super().to_json_string()) | {"_class_name": _class_entry(self._instantstyle_host)}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -1367,11 +1390,6 @@ class InstantStyleMixin(_Host):
         # The class entry is for `DiffusionPipeline`; this class already is the code to run.
         config = super()._dict_from_json_file(*args, **kwargs)
         return config | {"_class_name": cls.__name__} if isinstance(config.get("_class_name"), list) else config
-
-
-def _host(variant: type) -> Any:
-    bases = next(cls.__bases__ for cls in variant.__mro__ if InstantStyleMixin in cls.__bases__)
-    return bases[bases.index(InstantStyleMixin) + 1]
 
 
 def _check_host(host: type) -> None:
@@ -1388,18 +1406,21 @@ def _check_host(host: type) -> None:
 
 def _joint_signature(host: Callable, ours: Callable) -> inspect.Signature:
     theirs, variadic = inspect.signature(host), inspect.Parameter.VAR_KEYWORD
-    added = [p for p in inspect.signature(ours).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    added = [inspect.signature(ours).parameters[name] for name in inspect.getfullargspec(ours).kwonlyargs]
     before = [p for p in theirs.parameters.values() if p.kind is not variadic]
     return theirs.replace(parameters=[*before, *added, *(p for p in theirs.parameters.values() if p.kind is variadic)])
 
 
-def _class_entry(variant: type) -> list[str]:
-    host = _host(variant)
+def _variant_name(host: type) -> str:
+    pattern = "^(StableDiffusionXL|StableDiffusion|.*(?=Pipeline$))"
+    return re.sub(pattern, r"\1InstantStyle", host.__name__, count=1)
+
+
+def _class_entry(host: type) -> list[str]:
     if host is StableDiffusionXLPipeline:
-        return ["pipeline_instantstyle", "StableDiffusionXLInstantStylePipeline"]
+        return ["pipeline_instantstyle", _variant_name(host)]
     # Files of one basename share a module in one process, so each host has its own.
-    module = host.__module__.rpartition(".")[2].replace("pipeline_", "pipeline_instantstyle_", 1)
-    return [module, with_instantstyle(host).__name__]
+    return [host.__module__.rpartition(".")[2].replace("pipeline_", "pipeline_instantstyle_", 1), _variant_name(host)]
 
 
 @functools.cache
@@ -1409,10 +1430,10 @@ def with_instantstyle(host: Any) -> Any:
     Raises:
         ValueError: the host prepares image embeddings in its own way, or takes none.
     """
-    if issubclass(host, InstantStyleMixin):
+    if hasattr(host, "_instantstyle_host"):
         return host
-    name = re.sub("^(StableDiffusionXL|StableDiffusion|.*(?=Pipeline$))", r"\1InstantStyle", host.__name__, count=1)
-    return type(name, (InstantStyleMixin, host), {"__doc__": f"{host.__name__} in the style of a reference picture."})
+    doc = f"{host.__name__} in the style of a reference picture (arXiv 2404.02733)."
+    return type(_variant_name(host), (InstantStyleMixin, host), {"__doc__": doc})
 
 
 class StableDiffusionXLInstantStylePipeline(InstantStyleMixin, StableDiffusionXLPipeline):

@@ -1,26 +1,31 @@
 """InstantStyle for diffusers: the style of one picture, the content of a prompt (arXiv 2404.02733)."""
 
-from instantstyle.pipelines import (
-    StableDiffusionInstantStyleControlNetImg2ImgPipeline,
-    StableDiffusionInstantStyleControlNetInpaintPipeline,
-    StableDiffusionInstantStyleControlNetPipeline,
-    StableDiffusionInstantStyleImg2ImgPipeline,
-    StableDiffusionInstantStyleInpaintPipeline,
-    StableDiffusionInstantStylePipeline,
-    StableDiffusionXLInstantStyleControlNetImg2ImgPipeline,
-    StableDiffusionXLInstantStyleControlNetInpaintPipeline,
-    StableDiffusionXLInstantStyleControlNetPipeline,
-    StableDiffusionXLInstantStyleImg2ImgPipeline,
-    StableDiffusionXLInstantStyleInpaintPipeline,
-)
-from pipeline_instantstyle import (
-    InstantStyleMixin,
-    StableDiffusionXLInstantStylePipeline,
-    attention_blocks,
-    presets,
-    remove_content,
-    with_instantstyle,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from instantstyle.pipelines import (
+        StableDiffusionInstantStyleControlNetImg2ImgPipeline,
+        StableDiffusionInstantStyleControlNetInpaintPipeline,
+        StableDiffusionInstantStyleControlNetPipeline,
+        StableDiffusionInstantStyleImg2ImgPipeline,
+        StableDiffusionInstantStyleInpaintPipeline,
+        StableDiffusionInstantStylePipeline,
+        StableDiffusionXLInstantStyleControlNetImg2ImgPipeline,
+        StableDiffusionXLInstantStyleControlNetInpaintPipeline,
+        StableDiffusionXLInstantStyleControlNetPipeline,
+        StableDiffusionXLInstantStyleImg2ImgPipeline,
+        StableDiffusionXLInstantStyleInpaintPipeline,
+    )
+    from pipeline_instantstyle import (
+        InstantStyleMixin,
+        StableDiffusionXLInstantStylePipeline,
+        attention_blocks,
+        presets,
+        remove_content,
+        with_instantstyle,
+    )
 
 
 __all__ = [
@@ -42,3 +47,11 @@ __all__ = [
     "remove_content",
     "with_instantstyle",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for: the command line answers `--help` without waiting for diffusers.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    plugin = import_module("pipeline_instantstyle")
+    return getattr(plugin if hasattr(plugin, name) else import_module("instantstyle.pipelines"), name)

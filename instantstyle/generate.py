@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +198,8 @@ def about(name: str, value: str) -> Iterator[None]:
     """Put an option and its value before an error that speaks of neither."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        # ImportError: a folder that holds nothing makes transformers ask for packages that other formats need.
         raise ValueError(f"{name}: {value}: {error}") from error
 
 
@@ -306,10 +306,7 @@ def describe(
         for name in ("controlnet", "content_encoder")
     }
     return {
-        "versions": {
-            "instantstyle": __version__,
-            **{name: metadata.version(name) for name in ("diffusers", "torch", "transformers")},
-        },
+        "versions": versions(),
         "pipeline": type(pipe).__name__,
         "model": model.label,
         "adapter": adapter.label,
@@ -331,3 +328,13 @@ def describe(
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "offload": options.offload,
     }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of what paints."""
+    import diffusers
+    import torch
+    import transformers
+
+    used = {module.__name__: str(module.__version__) for module in (diffusers, torch, transformers)}
+    return {"instantstyle": __version__, **used}

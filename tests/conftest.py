@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
-import instantstyle
 import numpy as np
 import pytest
 import transformers
 from diffusers import DiffusionPipeline
 from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapter
+
+import instantstyle
 
 
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
@@ -51,8 +52,10 @@ class Pair:
     variant: DiffusionPipeline
 
     def paint(self, pipe: DiffusionPipeline, **inputs: Any) -> np.ndarray:
-        """Return what `pipe` paints from the host's inputs, of which some may be replaced, and more."""
-        return pixels(pipe, **{**self.host.inputs(), **inputs})
+        """Return what `pipe` paints in one step from the host's inputs, of which some may be replaced, and more."""
+        given = self.host.inputs()
+        one_step = {"num_inference_steps": 2 if "strength" in given else 1}
+        return pixels(pipe, **{**given, **one_step, **inputs})
 
 
 def every_host(function: Callable[..., None]) -> Callable[..., None]:
@@ -94,9 +97,12 @@ def loaded_pairs() -> dict[str, Pair]:
 
 @pytest.fixture
 def pair(
-    host: Host, adapters: dict[str, tuple[str, str, str]], loaded_pairs: dict[str, Pair], request: pytest.FixtureRequest
+    host: Host,
+    adapters: dict[str, tuple[str, str, str]],
+    loaded_pairs: dict[str, Pair],
+    request: pytest.FixtureRequest,
 ) -> Iterator[Pair]:
-    """Lend a host and its variant, each with the family's adapter on all blocks; a test may change scales and targets."""
+    """Lend a host and its variant with an adapter on all blocks; a test may change their scales and targets."""
     found = loaded_pairs.pop(host.name, None)
     if found is None:
         found = request.getfixturevalue("bare")

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -24,80 +26,114 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 PLUGIN = ROOT / "pipeline_instantstyle.py"
 TOLERANCE, TWIN = 1e-5, 1e-3
-HUB_VARIABLES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "XDG_CACHE_HOME")
 
-# What every process starts with. Refusing an import hides the package however it is installed.
+Adapter = tuple[str, str, str]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fresh processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+# What every script starts with. To refuse an import hides the package however it is installed.
 PRELUDE = """
+from __future__ import annotations
+
 import sys
 
 class Hidden:
     def find_spec(self, name, *_):
-        if name.partition(".")[0] in {hidden}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Hidden())
-sys.path[:0] = {path}
+sys.path[:0] = PATH
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
-from hosts import HOSTS, picture, pixels
+from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, picture, pixels
 
-{paint}
+found = {}
 """
-
-
-def paint(pipe: DiffusionPipeline, host: str, adapter: tuple[str, str, str]) -> np.ndarray:
-    """Load the adapter and paint in the style of a picture, less what it shows."""
-    pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(*adapter)
-    settings = {"ip_adapter_image": picture(1), "neg_content_prompt": "a rabbit"}
-    return pixels(pipe, **HOSTS[host].inputs(), **settings)
+FOREIGN_VARIABLES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "XDG_CACHE_HOME", "PYTHON")
 
 
 def run(
-    home: Path, script: str, *, visible: Path | None = None, checkout: Path | None = None, hub: str | None = None
+    home: Path,
+    script: str,
+    given: Mapping[str, Any],
+    functions: Sequence[Callable] = (),
+    *,
+    installed: Path | None = None,
+    checkout: Path | None = None,
+    hub: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a script in a fresh process and return the arrays that it puts into `found`.
 
     Args:
-        home: an empty folder for the caches.
-        script: what to run after the prelude.
-        visible: where the package is installed; without it, and outside of a checkout, it cannot be imported.
+        home: a folder for the process, with caches of its own.
+        script: what to run.
+        given: the constants that it uses; paths become strings.
+        functions: the functions that it uses, of which it gets the source.
+        installed: where the package is installed; with neither this nor a checkout it cannot be imported.
         checkout: the working folder, from which the process imports; an empty one by default.
         hub: the address of the Hub; by default the process is offline.
     """
-    hidden = () if visible or checkout else ("instantstyle", "pipeline_instantstyle")
-    path = [str(folder) for folder in (visible, TESTS) if folder]
-    prelude = PRELUDE.format(
-        hidden=hidden, path=path, paint=inspect.getsource(paint).replace("DiffusionPipeline", "object")
-    )
-    lines = (prelude, "found = {}", inspect.cleandoc(script), f"np.savez({str(home / 'found.npz')!r}, **found)")
-    (home / "empty").mkdir(parents=True)
-    isolated = ["-s"] if checkout else ["-I"]
+    home.mkdir(exist_ok=True)
+    empty, out = home / "empty", home / "found.npz"
+    empty.mkdir()
+    constants = {
+        "HIDDEN": () if installed or checkout else ("instantstyle", "pipeline_instantstyle"),
+        "PATH": [str(folder) for folder in (installed, TESTS) if folder],
+        **{name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
+    }
+    future, rest = PRELUDE.strip().split("\n", 1)
+    parts = [
+        future,
+        *(f"{name} = {value!r}" for name, value in constants.items()),
+        rest,
+        *map(inspect.getsource, functions),
+        inspect.cleandoc(script),
+        f"np.savez({str(out)!r}, **found)",
+    ]
     done = subprocess.run(
-        [sys.executable, *isolated, "-c", "\n".join(lines)],
-        cwd=checkout or home / "empty",
+        [sys.executable, "-s" if checkout else "-I", "-c", "\n".join(parts)],
+        cwd=checkout or empty,
         env=environment(home, hub),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    with np.load(home / "found.npz") as found:
+    with np.load(out) as found:
         return dict(found)
 
 
 def environment(home: Path, hub: str | None) -> dict[str, str]:
     """Return the variables for a process with caches of its own, one Hub or none, and nothing to import from."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith((*HUB_VARIABLES, "PYTHON"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN_VARIABLES)}
     caches = {"HF_HOME": str(home / "huggingface"), "HF_MODULES_CACHE": str(home / "modules")}
-    network = {"HF_HUB_OFFLINE": "1"} if hub is None else {"HF_ENDPOINT": hub, "NO_PROXY": "127.0.0.1"}
-    return {**kept, **caches, **network, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    network = {"HF_ENDPOINT": hub, "NO_PROXY": "127.0.0.1"} if hub else {"HF_HUB_OFFLINE": "1"}
+    return {**kept, **caches, **quiet, **network}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is loaded, and what should come out
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def paint(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusion_xl") -> np.ndarray:
+    """Load the adapter and paint in the style of a picture, less what it shows."""
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ip_adapter(*adapter)
+    return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1), neg_content_prompt="a rabbit")
+
+
+def paint_stock(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusion_xl") -> np.ndarray:
+    """Paint with a stock pipeline: every block sees the picture, and what it shows stays."""
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_ip_adapter(*adapter)
+    return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1))
 
 
 @pytest.fixture(scope="module")
@@ -107,53 +143,53 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """Write an adapter."""
     return write_adapter(tmp_path_factory.mktemp("adapter"), "sdxl")
 
 
 @pytest.fixture(scope="module")
-def right(model: Path, adapter: tuple[str, str, str]) -> np.ndarray:
+def right(model: Path, adapter: Adapter) -> np.ndarray:
     """Paint with the class of the package in this process."""
-    return paint(StableDiffusionXLInstantStylePipeline.from_pretrained(model), "stable_diffusion_xl", adapter)
+    return paint(StableDiffusionXLInstantStylePipeline.from_pretrained(model), adapter)
 
 
 @pytest.fixture(scope="module")
-def wrong(model: Path, adapter: tuple[str, str, str]) -> np.ndarray:
-    """Paint with the stock class: every block sees the reference, and its content stays."""
-    pipe = StableDiffusionXLPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(*adapter)
-    return pixels(pipe, **HOSTS["stable_diffusion_xl"].inputs(), ip_adapter_image=picture(1))
+def wrong(model: Path, adapter: Adapter) -> np.ndarray:
+    """Paint with the stock class in this process."""
+    return paint_stock(StableDiffusionXLPipeline.from_pretrained(model), adapter)
 
 
 @pytest.fixture(scope="module")
 def single_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write UNet and VAE into one file; the loader takes their weights from it and the rest from `config`."""
-    parts = components("sdxl")
-    states = [parts[name].state_dict() for name in ("unet", "vae")]
+    """Write the UNet into one file."""
     file = tmp_path_factory.mktemp("single") / "model.safetensors"
-    save_file({key: tensor.contiguous() for state in states for key, tensor in state.items()}, file)
+    save_file(components("sdxl")["unet"].state_dict(), file)
     return file
 
 
-def installed(home: Path) -> Path:
+def without_unet(model: Path, copy: Path) -> Path:
+    """Copy a checkpoint without the weights of its UNet, which can then come from a single file only."""
+    shutil.copytree(model, copy)
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    return copy
+
+
+def install(folder: Path) -> Path:
     """Install the package as pip does: the plugin file and the package, and nothing else of the checkout."""
-    shutil.copytree(ROOT / "instantstyle", home / "instantstyle", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PLUGIN, home)
-    return home
-
-
-def folder_with(folder: Path, **files: Path) -> Path:
-    """Make a folder that holds copies of Python files under new names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in files.items():
-        shutil.copy(file, folder / f"{name}.py")
+    shutil.copytree(ROOT / "instantstyle", folder / "instantstyle", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PLUGIN, folder)
     return folder
 
 
+def copy_plugin(file: Path) -> Path:
+    """Copy the plugin file to another place and name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(PLUGIN, file))
+
+
 def same(found: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> None:
-    """Check that pixels are the right ones, on a tolerance that would show the wrong ones."""
+    """Check that pixels are the right ones, within a tolerance that shows the wrong ones."""
     assert found.shape == right.shape == wrong.shape
     assert np.abs(found - right).max() <= TOLERANCE
     assert np.abs(found - wrong).max() >= TWIN
@@ -165,171 +201,157 @@ def same(found: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> None:
 
 
 def test_installed_package(
-    model: Path, adapter: tuple, single_file: Path, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
+    model: Path, adapter: Adapter, single_file: Path, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
 ) -> None:
     """The class of the installed package loads a checkpoint, a single file, and what a stock pipeline holds."""
-    bare = without_weights(model, tmp_path / "bare")
-    script = f"""
+    script = """
         import instantstyle
         from diffusers import StableDiffusionXLPipeline
         from instantstyle import StableDiffusionXLInstantStylePipeline
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         def check(way, pipe):
             assert type(pipe) is StableDiffusionXLInstantStylePipeline
-            found[way] = paint(pipe, "stable_diffusion_xl", {adapter})
+            found[way] = paint(pipe, ADAPTER)
 
-        assert instantstyle.__file__.startswith({str(tmp_path)!r})
-        check("from_pretrained", StableDiffusionXLInstantStylePipeline.from_pretrained({str(model)!r}))
-        check("from_pipe", StableDiffusionXLInstantStylePipeline.from_pipe(
-            StableDiffusionXLPipeline.from_pretrained({str(model)!r})))
-        encoders = {{
-            "text_encoder": CLIPTextModel.from_pretrained({str(model)!r}, subfolder="text_encoder"),
-            "text_encoder_2": CLIPTextModelWithProjection.from_pretrained({str(model)!r}, subfolder="text_encoder_2"),
-        }}
-        check("from_single_file", StableDiffusionXLInstantStylePipeline.from_single_file(
-            {str(single_file)!r}, config={str(bare)!r}, **encoders))
+        assert instantstyle.__file__.startswith(PATH[0])
+        check("from_pretrained", StableDiffusionXLInstantStylePipeline.from_pretrained(MODEL))
+        stock = StableDiffusionXLPipeline.from_pretrained(MODEL)
+        check("from_pipe", StableDiffusionXLInstantStylePipeline.from_pipe(stock))
+        others = {name: getattr(stock, name) for name in ("vae", "text_encoder", "text_encoder_2")}
+        pipe = StableDiffusionXLInstantStylePipeline.from_single_file(SINGLE_FILE, config=CONFIG, **others)
+        check("from_single_file", pipe)
     """
-    found = run(tmp_path, script, visible=installed(tmp_path / "site-packages"))
-    assert len(found) == 3
-    for painted in found.values():
-        same(painted, right, wrong)
-
-
-def without_weights(model: Path, copy: Path) -> Path:
-    """Copy a checkpoint without the weights of UNet and VAE, which can then come from a single file only."""
-    shutil.copytree(model, copy)
-    for name in ("unet", "vae"):
-        (copy / name / "diffusion_pytorch_model.safetensors").unlink()
-    return copy
+    config = without_unet(model, tmp_path / "config")
+    given = {"MODEL": model, "ADAPTER": adapter, "SINGLE_FILE": single_file, "CONFIG": config}
+    found = run(tmp_path, script, given, [paint], installed=install(tmp_path / "site-packages"))
+    for way in ("from_pretrained", "from_pipe", "from_single_file"):
+        same(found[way], right, wrong)
 
 
 def test_the_file_stands_alone(
-    model: Path, adapter: tuple, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
+    model: Path, adapter: Adapter, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
 ) -> None:
-    """The file alone is enough, with the package not importable: for a checkpoint, and for what a pipeline holds."""
-    file = folder_with(tmp_path / "alone", pipeline_instantstyle=PLUGIN) / "pipeline_instantstyle.py"
-    script = f"""
+    """The file is enough where the package cannot be imported: for a checkpoint, and for what a pipeline holds."""
+    script = """
         from importlib import import_module
         from diffusers import StableDiffusionXLPipeline
 
-        for name in ("instantstyle", "pipeline_instantstyle"):
+        def refused(error, function, *args, **kwargs):
             try:
-                import_module(name)
-            except ModuleNotFoundError:
-                continue
-            raise AssertionError(name + " can be imported")
-        try:
-            DiffusionPipeline.from_pretrained({str(model)!r}, custom_pipeline={str(file)!r})
-        except ValueError as error:
-            assert "trust_remote_code" in str(error)
-        pipe = DiffusionPipeline.from_pretrained(
-            {str(model)!r}, custom_pipeline={str(file)!r}, trust_remote_code=True)
-        assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
-        found["from_pretrained"] = paint(pipe, "stable_diffusion_xl", {adapter})
-        pipe = DiffusionPipeline.from_pipe(
-            StableDiffusionXLPipeline.from_pretrained({str(model)!r}),
-            custom_pipeline={str(file)!r}, trust_remote_code=True)
-        assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
-        found["from_pipe"] = paint(pipe, "stable_diffusion_xl", {adapter})
+                function(*args, **kwargs)
+            except error:
+                return True
+
+        assert all(refused(ModuleNotFoundError, import_module, name) for name in HIDDEN)
+        assert refused(ValueError, DiffusionPipeline.from_pretrained, MODEL, custom_pipeline=FILE)
+        how = {"custom_pipeline": FILE, "trust_remote_code": True}
+        stock = StableDiffusionXLPipeline.from_pretrained(MODEL)
+        ways = {
+            "from_pretrained": DiffusionPipeline.from_pretrained(MODEL, **how),
+            "from_pipe": DiffusionPipeline.from_pipe(stock, **how),
+        }
+        for way, pipe in ways.items():
+            assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
+            found[way] = paint(pipe, ADAPTER)
+            pipe.unload_ip_adapter()
     """
-    found = run(tmp_path, script)
+    file = copy_plugin(tmp_path / "alone" / "pipeline_instantstyle.py")
+    found = run(tmp_path, script, {"MODEL": model, "ADAPTER": adapter, "FILE": file}, [paint])
     same(found["from_pretrained"], right, wrong)
     same(found["from_pipe"], right, wrong)
 
 
 def test_name_from_a_checkout(
-    model: Path, adapter: tuple, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
+    model: Path, adapter: Adapter, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
 ) -> None:
     """In a checkout the name is enough."""
-    script = f"""
-        pipe = DiffusionPipeline.from_pretrained(
-            {str(model)!r}, custom_pipeline="instantstyle", trust_remote_code=True)
+    script = """
+        pipe = DiffusionPipeline.from_pretrained(MODEL, custom_pipeline="instantstyle", trust_remote_code=True)
         assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
-        found["pixels"] = paint(pipe, "stable_diffusion_xl", {adapter})
+        found["pixels"] = paint(pipe, ADAPTER)
     """
-    same(run(tmp_path, script, checkout=ROOT)["pixels"], right, wrong)
+    found = run(tmp_path, script, {"MODEL": model, "ADAPTER": adapter}, [paint], checkout=ROOT)
+    same(found["pixels"], right, wrong)
 
 
 def test_name_in_the_checkpoint(
-    model: Path, adapter: tuple, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
+    model: Path, adapter: Adapter, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
 ) -> None:
     """A checkpoint that carries the file under the name is enough; so is one that names file and class itself."""
-    carrying = shutil.copytree(model, tmp_path / "carrying")
-    folder_with(carrying, instantstyle=PLUGIN)
-    naming = tmp_path / "naming"
-    StableDiffusionXLInstantStylePipeline.from_pretrained(model).save_pretrained(naming)
-    script = f"""
-        def check(name, **how):
-            pipe = DiffusionPipeline.from_pretrained({str(tmp_path)!r} + "/" + name, trust_remote_code=True, **how)
+    script = """
+        named = DiffusionPipeline.from_pretrained(CARRYING, custom_pipeline="instantstyle", trust_remote_code=True)
+        naming = DiffusionPipeline.from_pretrained(NAMING, trust_remote_code=True)
+        for name, pipe in {"carrying": named, "naming": naming}.items():
             assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
-            found[name] = paint(pipe, "stable_diffusion_xl", {adapter})
-
-        check("carrying", custom_pipeline="instantstyle")
-        check("naming")
+            found[name] = paint(pipe, ADAPTER)
     """
-    found = run(tmp_path / "process", script)
+    carrying, naming = Path(shutil.copytree(model, tmp_path / "carrying")), tmp_path / "naming"
+    copy_plugin(carrying / "instantstyle.py")
+    StableDiffusionXLInstantStylePipeline.from_pretrained(model).save_pretrained(naming)
+    given = {"CARRYING": carrying, "NAMING": naming, "ADAPTER": adapter}
+    found = run(tmp_path / "process", script, given, [paint])
     same(found["carrying"], right, wrong)
     same(found["naming"], right, wrong)
 
 
-def test_from_the_hub(model: Path, adapter: tuple, right: np.ndarray, wrong: np.ndarray, tmp_path: Path) -> None:
-    """A repository with the plugin is enough; so is a saved variant's, with its code in two files, also offline later."""
+def test_from_the_hub(model: Path, adapter: Adapter, right: np.ndarray, wrong: np.ndarray, tmp_path: Path) -> None:
+    """A repository with the plugin is enough; so is that of a saved variant, whose code is in two files."""
+    script = """
+        pipe = DiffusionPipeline.from_pretrained(
+            "someone/model", custom_pipeline="someone/instantstyle", trust_remote_code=True
+        )
+        assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
+        found["plugin"] = paint(pipe, ("someone/adapter", *ADAPTER[1:]))
+        for offline in (False, True):
+            pipe = DiffusionPipeline.from_pretrained(
+                "someone/variant", trust_remote_code=True, local_files_only=offline
+            )
+            assert type(pipe).__name__ == "StableDiffusionXLInstantStyleImg2ImgPipeline"
+            found["cached" if offline else "variant"] = paint(pipe, ADAPTER, "stable_diffusion_xl_img2img")
+    """
     host = HOSTS["stable_diffusion_xl_img2img"]
     variant = make(host, StableDiffusionXLInstantStyleImg2ImgPipeline)
     variant.save_pretrained(tmp_path / "variant")
-    folders = {
-        "someone/instantstyle": folder_with(tmp_path / "repository", pipeline=PLUGIN),
+    repositories = {
+        "someone/instantstyle": copy_plugin(tmp_path / "repository" / "pipeline.py").parent,
         "someone/model": model,
         "someone/variant": tmp_path / "variant",
         "someone/adapter": Path(adapter[0]),
     }
-    script = f"""
-        pipe = DiffusionPipeline.from_pretrained(
-            "someone/model", custom_pipeline="someone/instantstyle", trust_remote_code=True)
-        assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
-        found["repository"] = paint(pipe, "stable_diffusion_xl", ("someone/adapter", *{adapter[1:]}))
-        for offline in (False, True):
-            pipe = DiffusionPipeline.from_pretrained(
-                "someone/variant", trust_remote_code=True, local_files_only=offline)
-            assert type(pipe).__name__ == "StableDiffusionXLInstantStyleImg2ImgPipeline"
-            found[f"variant, offline={{offline}}"] = paint(pipe, "stable_diffusion_xl_img2img", {adapter})
-    """
-    with serve(folders) as hub:
-        found = run(tmp_path / "process", script, hub=hub.url)
+    with serve(repositories) as hub:
+        found = run(tmp_path / "process", script, {"ADAPTER": adapter}, [paint], hub=hub.url)
     assert hub.unknown == []
-    same(found["repository"], right, wrong)
-    assert any(path.startswith("GET /someone/instantstyle/resolve/") for path in hub.asked)
-    expected = paint(variant, host.name, adapter)
-    stock = make(host, StableDiffusionXLImg2ImgPipeline)
-    stock.load_ip_adapter(*adapter)
-    broken = pixels(stock, **host.inputs(), ip_adapter_image=picture(1))
-    same(found["variant, offline=False"], expected, broken)
-    same(found["variant, offline=True"], expected, broken)
+    same(found["plugin"], right, wrong)
+    expected = paint(variant, adapter, host.name)
+    broken = paint_stock(make(host, StableDiffusionXLImg2ImgPipeline), adapter, host.name)
+    same(found["variant"], expected, broken)
+    same(found["cached"], expected, broken)
 
 
 def test_from_the_community_mirror(
-    model: Path, adapter: tuple, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
+    model: Path, adapter: Adapter, right: np.ndarray, wrong: np.ndarray, tmp_path: Path
 ) -> None:
-    """The name of a file in the community's mirror is enough: this version's of diffusers, or `custom_revision`'s."""
-    version = f"v{diffusers.__version__.partition('.dev')[0]}"
-    for folder in (version, "main"):
-        folder_with(tmp_path / "mirror" / folder, instantstyle_of_the_community=PLUGIN)
-    script = f"""
+    """The name of a file in the community's mirror is enough: in this version of diffusers, or in another."""
+    script = """
         from diffusers.utils import dynamic_modules_utils
 
-        dynamic_modules_utils.get_diffusers_versions = lambda: ["0.1.0", {version[1:]!r}]
+        dynamic_modules_utils.get_diffusers_versions = lambda: ["0.1.0", VERSION]
         for revision in (None, "main"):
             pipe = DiffusionPipeline.from_pretrained(
-                {str(model)!r}, custom_pipeline="instantstyle_of_the_community", custom_revision=revision,
-                trust_remote_code=True)
+                MODEL, custom_pipeline="instantstyle_of_the_community", custom_revision=revision
+            )
             assert type(pipe).__name__ == "StableDiffusionXLInstantStylePipeline"
-            found[str(revision)] = paint(pipe, "stable_diffusion_xl", {adapter})
+            found[str(revision)] = paint(pipe, ADAPTER)
     """
+    version = diffusers.__version__.partition(".dev")[0]
+    files = [f"{folder}/instantstyle_of_the_community.py" for folder in (f"v{version}", "main")]
+    for file in files:
+        copy_plugin(tmp_path / "mirror" / file)
+    given = {"MODEL": model, "ADAPTER": adapter, "VERSION": version}
     with serve({"datasets/diffusers/community-pipelines-mirror": tmp_path / "mirror"}) as hub:
-        found = run(tmp_path / "process", script, hub=hub.url)
+        found = run(tmp_path / "process", script, given, [paint], hub=hub.url)
     assert hub.unknown == []
     same(found["None"], right, wrong)
     same(found["main"], right, wrong)
-    for folder in (version, "main"):
-        assert any(path.endswith(f"/{folder}/instantstyle_of_the_community.py") for path in hub.asked)
+    for file in files:
+        assert f"HEAD /datasets/diffusers/community-pipelines-mirror/resolve/main/{file}" in hub.asked

@@ -1,0 +1,150 @@
+# Copyright 2026 The InstantStyle for diffusers authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks`: measure all sides in one run and print the tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from benchmarks.loading import measure_apart, time_loading
+from benchmarks.report import Report
+from benchmarks.sdxl import SDXL, TINY, Dimensions, shallow, write_adapter
+from benchmarks.sides import AGAIN, ALL, OURS, PLAIN, STYLE
+from benchmarks.stats import at_least, at_most, estimate, ratio
+from benchmarks.steps import Steps, time_steps
+
+
+FASTER = 4.0  # how many times faster than stock loading should be
+NO_GOAL = "for comparison"
+SLOWER = 1.01  # how much a step may take of one without any adapter
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Side by side with stock diffusers.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--tiny", action="store_true", help="a tiny UNet and few rounds: does it all run?")
+    parser.add_argument("--only", nargs="+", default=["loading", "steps"], choices=("loading", "steps", "compiled"))
+    parser.add_argument("--load-dtype", nargs="+", default=["float16", "float32"], help="UNet dtypes for loading")
+    parser.add_argument("--step-dtype", help="UNet dtype for steps (bfloat16; float16 on a GPU)")
+    parser.add_argument("--latents", type=int, help="side of the latents (16; 128 on a GPU)")
+    parser.add_argument("--shallow", action="store_true", help="one transformer layer per block in steps")
+    parser.add_argument("--load-rounds", type=int, default=20)
+    parser.add_argument("--step-rounds", type=int, help="(20; 50 on a GPU)")
+    parser.add_argument("--processes", type=int, default=3, help="processes per side for bytes and memory")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--json", type=Path, help="write everything, samples included, to this file")
+    args = parser.parse_args(arguments)
+    cuda = args.device == "cuda"
+    args.step_dtype = args.step_dtype or ("float16" if cuda else "bfloat16")
+    args.latents = args.latents or (128 if cuda else 16)
+    args.step_rounds = args.step_rounds or (50 if cuda else 20)
+    if args.tiny:
+        args.load_dtype, args.latents = ["float16"], 8
+        args.load_rounds, args.step_rounds, args.processes = 3, 3, 1
+    return args
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures hold for."""
+    return {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "load average at the start": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+        "dimensions": "tiny (says nothing about SDXL)" if args.tiny else "SDXL",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"diffusers {diffusers.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def report_loading(report: Report, args: argparse.Namespace, size: Dimensions, adapter: Path) -> None:
+    """Measure loading for each dtype of the UNet."""
+    for name in args.load_dtype:
+        dtype = getattr(torch, name)
+        apart = measure_apart(args.tiny, adapter, dtype, args.device, args.processes)
+        for measure, samples in apart.items():
+            report.add(f"{measure}, MB, {name}", samples, digits=3 if args.tiny else 1)
+        if name == "float16" and not args.tiny:
+            kept = apart["held: keys and values"]
+            for side, goal in ((ALL, 682), (OURS, 105)):
+                found = estimate(kept[side])
+                verdict = "met" if round(found.median) == goal else "missed"
+                report.judge(f"keys and values of {side} hold {goal} MB in float16", found, verdict, digits=1)
+        for what, clocks in time_loading(size, adapter, dtype, args.device, args.load_rounds).items():
+            for clock, samples in zip(("wall", "CPU"), clocks, strict=True):
+                report.add(f"{what}, warm cache, {clock} s, {name}", samples)
+                found = ratio(samples[STYLE], samples[OURS])
+                goal = f"{what}: {FASTER:g} times faster than stock, style dict ({clock} time, {name})"
+                report.judge(goal, found, at_least(FASTER, found), digits=2)
+
+
+def report_steps(report: Report, args: argparse.Namespace, size: Dimensions, adapter: Path, compiled: bool) -> None:
+    """Measure steps, eager or compiled."""
+    dtype = getattr(torch, args.step_dtype)
+    steps = time_steps(size, adapter, dtype, args.device, args.latents, args.step_rounds, compiled)
+    what = f"{'compiled' if compiled else 'eager'} step, {args.step_dtype}, {args.latents}x{args.latents} latents"
+    if size not in (SDXL, TINY):
+        what += ", reduced depth"
+    for clock, samples in {"wall": steps.wall, "CPU": steps.cpu}.items():
+        if clock == "CPU" and args.device == "cuda":
+            continue
+        report.add(f"{what}, {clock} s", samples, digits=4 if args.device == "cuda" else 3)
+        found = ratio(samples[OURS], samples[PLAIN])
+        report.judge(
+            f"{what}: ours takes at most {SLOWER:g} of no adapter ({clock} time)", found, at_most(SLOWER, found), 4
+        )
+        for side in (AGAIN, ALL, STYLE):
+            compared = ratio(samples[side], samples[PLAIN])
+            report.judge(f"{what}: {side}, over no adapter ({clock} time)", compared, NO_GOAL, 4)
+    _note(report, what, steps)
+
+
+def _note(report: Report, what: str, steps: Steps) -> None:
+    for pair, value in steps.differences.items():
+        report.notes.append(f"{what}: largest difference of {pair}, over the largest value: {value:.1e}")
+    for side in (PLAIN, ALL, STYLE, OURS) if steps.flops else ():
+        flops = steps.flops[side]
+        share = flops / steps.flops[PLAIN] - 1
+        report.notes.append(
+            f"arithmetic of a step at 128x128 latents, {side}: {flops / 1e12:.3f} TFLOP ({share:+.3%})"
+        )
+
+
+def main() -> None:
+    """Run what was asked for."""
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    report = Report(conditions(args), judged=not args.tiny)
+    size = TINY if args.tiny else SDXL
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = write_adapter(Path(folder), size)
+        if "loading" in args.only:
+            report_loading(report, args, size, adapter)
+        size = shallow(size) if args.shallow else size
+        if args.shallow:
+            adapter = write_adapter(Path(folder), size)
+        for mode in ("steps", "compiled"):
+            if mode in args.only:
+                report_steps(report, args, size, adapter, compiled=mode == "compiled")
+    report.conditions["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
+    print(report.text())
+    if args.json:
+        args.json.write_text(json.dumps(report.json(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
