@@ -25,9 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.group_offloading import (
+    _apply_group_offloading,
+    _get_top_level_group_offload_hook,
+    _maybe_remove_and_reapply_group_offloading,
+)
 from diffusers.image_processor import is_valid_image
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
@@ -526,8 +530,10 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
 
 def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
     copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
+    on_unet = unet.device.type != "meta"  # where sequential offloading leaves it, the host cannot load to it
     try:
-        projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=True)
+        with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
+            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=on_unet)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
     missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
@@ -1228,18 +1234,28 @@ class InstantStyleMixin(_Host):
     @contextmanager
     def _offloading_suspended(self, needed: bool = True) -> Iterator[None]:
         """Without the hooks of model, sequential and group offloading, which come back as they were."""
-        by_model, sequential, by_group = _func_optionally_disable_offloading(self if needed else None)
+        if not needed:
+            yield
+            return
+        before, group_hook = self._modules(), _get_top_level_group_offload_hook(self._bare_unet)
+        device = getattr(self, "_offload_device", self._execution_device)  # a pipeline that shares modules has none
+        by_model, sequential, by_group = _func_optionally_disable_offloading(self)
         try:
             yield
         finally:
             if by_model:
-                self.enable_model_cpu_offload(device=self._offload_device)
+                self.enable_model_cpu_offload(device=device)
             elif sequential:
-                self.enable_sequential_cpu_offload(device=self._offload_device)
+                self.enable_sequential_cpu_offload(device=device)
             elif by_group:
-                for component in self.components.values():
-                    if isinstance(component, nn.Module):
-                        _maybe_remove_and_reapply_group_offloading(component)
+                for name, module in self._modules().items():
+                    if name in before:
+                        _maybe_remove_and_reapply_group_offloading(module)
+                    elif group_hook is not None:
+                        _apply_group_offloading(module, group_hook.config)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self.components.items() if isinstance(module, nn.Module)}
 
     # What to remove
 
@@ -1268,7 +1284,8 @@ class InstantStyleMixin(_Host):
             place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub)
             kwargs = {"dtype": self._bare_unet.dtype} | kwargs | {"output_loading_info": True}
-            encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
+            with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
+                encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
             missing = set(info["missing_keys"])
         else:
             raise TypeError(
@@ -1428,8 +1445,11 @@ def with_instantstyle(host: Any) -> Any:
     """The variant of a diffusers pipeline class that takes IP-Adapters.
 
     Raises:
+        TypeError: it is no pipeline class.
         ValueError: the host prepares image embeddings in its own way, or takes none.
     """
+    if not (isinstance(host, type) and issubclass(host, DiffusionPipeline)):
+        raise TypeError(f"`host` must be a pipeline class of diffusers, but is {host!r}.")
     if hasattr(host, "_instantstyle_host"):
         return host
     doc = f"{host.__name__} in the style of a reference picture (arXiv 2404.02733)."

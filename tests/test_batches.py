@@ -276,7 +276,7 @@ def image_rows_cut_to_the_batch(pipe: DiffusionPipeline) -> Iterator[None]:
 
 def cutting(host: Host, callback: Any) -> dict[str, Any]:
     """Return the arguments of a call of several steps with a callback."""
-    arguments = {"callback_on_step_end": callback, "num_inference_steps": 3, "ip_adapter_image": FIRST}
+    arguments = {"callback_on_step_end": callback, "num_inference_steps": 4, "ip_adapter_image": FIRST}
     if callback in (cut, keep):
         names = [name for name in CONDITIONAL if name in host.cls._callback_tensor_inputs]
         arguments["callback_on_step_end_tensor_inputs"] = names

@@ -10,6 +10,8 @@ from conftest import TOLERANCE, Pair, differ, each_family, every_host, same
 from hosts import HOSTS, Host, components, content_encoder, picture
 from PIL import Image
 
+from instantstyle import remove_content
+
 
 TEXT, OTHER_TEXT = "a rabbit", "a blue heart"
 
@@ -89,6 +91,19 @@ def removed_by_the_formula(host: Host, pair: Pair, guidance_scale: float) -> Non
         assert differ(oracle, pair.paint(pair.variant, **asked, neg_content_scale=0.8))
         touched = host_format([without(e, t, "auto")], True, unconditional=-t)
         assert differ(ours, pair.paint(pair.stock, ip_adapter_image_embeds=touched))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [0.8, "auto"])
+def test_remove_content_is_the_formula_row_by_row_in_new_tensors(dtype: torch.dtype, scale: float | str) -> None:
+    e, t = torch.randn(5, 3, 40, generator=torch.Generator().manual_seed(0)).to(dtype), torch.linspace(-1, 2, 40)
+    before = (e.clone(), t.clone())
+    rows = torch.stack([without(row, t, scale) for row in e.flatten(0, 1)]).view_as(e).to(dtype)
+    removed = remove_content(e, t, scale)
+    assert removed.dtype == dtype
+    assert torch.allclose(removed.float(), rows.float(), atol=1e-6 if dtype == torch.float32 else 2e-3)
+    assert torch.equal(e, before[0]) and torch.equal(t, before[1])
+    assert not torch.allclose(removed.float(), e.float(), atol=0.2)
 
 
 @each_family

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, Pair, differ, each_family, every_host, same
-from hosts import CLIP_SIDE, feature_extractor, picture
+from hosts import CLIP_SIDE, HOSTS, feature_extractor, picture
 from PIL import Image, ImageOps
 
 
 SIZE = (40, 24)
+# What happens to a picture before the image tower sees it is the same for both families.
+sdxl_only = pytest.mark.parametrize("host", [HOSTS["stable_diffusion_xl"]], ids=lambda host: host.family)
+
 RIGHT_IN_THE_HOST = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "HSV", "YCbCr", "1", "I", "F")
 
 
@@ -61,7 +64,7 @@ def paint_host(pair: Pair, reference: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@each_family
+@sdxl_only
 @pytest.mark.parametrize("mode", RIGHT_IN_THE_HOST)
 def test_a_picture_in_any_mode_is_the_hosts(mode: str, pair: Pair) -> None:
     """The pixels are those of the host with the same picture; another picture of that mode gives others."""
@@ -70,7 +73,7 @@ def test_a_picture_in_any_mode_is_the_hosts(mode: str, pair: Pair) -> None:
     assert differ(painted, paint(pair, in_mode(mode, seed=2)))
 
 
-@each_family
+@sdxl_only
 @pytest.mark.parametrize("mode", ["RGBA", "RGBX", "CMYK"])
 def test_a_mode_that_holds_all_colours_paints_as_rgb(mode: str, pair: Pair) -> None:
     """How a picture is kept makes no difference, without its colours it does."""
@@ -112,7 +115,7 @@ def test_every_variant_sees_a_difficult_picture_right(pair: Pair) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@each_family
+@sdxl_only
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_turned_picture_is_turned_back(orientation: int, pair: Pair) -> None:
     """The pixels are those of the upright picture, not those of the picture as it lies in the file."""
@@ -135,7 +138,7 @@ def test_an_upright_note_changes_nothing(pair: Pair) -> None:
     assert same(paint(pair, turned(1)), paint(pair, picture(1, SIZE)))
 
 
-@each_family
+@sdxl_only
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 3), (20000, 10), (10, 20000)], ids=str)
 def test_a_picture_of_any_size_is_the_hosts(size: tuple[int, int], pair: Pair) -> None:
     """One pixel is a picture, and so is a ribbon."""
@@ -156,7 +159,7 @@ AS_ARRAYS: dict[str, Callable[[Image.Image], np.ndarray]] = {
 }
 
 
-@each_family
+@sdxl_only
 @pytest.mark.parametrize("form", AS_ARRAYS.values(), ids=AS_ARRAYS)
 def test_an_array_paints_as_its_picture(form: Callable[[Image.Image], np.ndarray], pair: Pair) -> None:
     """The pixels are those of the picture whose bytes the array holds, also in a list."""
@@ -227,7 +230,7 @@ def noted(reference: Any) -> Any:
     return reference.dtype, reference.shape, reference.tolist()
 
 
-@each_family
+@sdxl_only
 @pytest.mark.parametrize("reference", INPUTS.values(), ids=INPUTS)
 def test_references_are_not_modified(reference: Callable[[], Any], pair: Pair) -> None:
     """A reference is the same after two calls, alone and in a list that stays the same too."""

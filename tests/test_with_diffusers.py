@@ -786,7 +786,7 @@ def traces(pipe: DiffusionPipeline) -> dict[str, Any]:
         "modules": {name: id(module) for name, module in pipe.unet.named_modules()},
         "settings of the call": getattr(pipe, "_instantstyle_call", None),
         "targets": pipe.target_blocks,
-        "random state": torch.get_rng_state().tolist(),
+        "random state": torch.get_rng_state().numpy().tobytes(),
     }
 
 
