@@ -530,10 +530,11 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
 
 def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
     copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
-    on_unet = unet.device.type != "meta"  # where sequential offloading leaves it, the host cannot load to it
+    # Sequential offloading leaves the UNet on meta, and this way the host loads to where the UNet is.
+    low_cpu_mem_usage = not next(unet.parameters()).is_meta
     try:
         with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
-            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=on_unet)
+            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=low_cpu_mem_usage)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
     missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
@@ -1237,8 +1238,10 @@ class InstantStyleMixin(_Host):
         if not needed:
             yield
             return
-        before, group_hook = self._modules(), _get_top_level_group_offload_hook(self._bare_unet)
-        device = getattr(self, "_offload_device", self._execution_device)  # a pipeline that shares modules has none
+        before, device = self._modules(), None
+        if any(hasattr(module, "_hf_hook") for module in before.values()):
+            # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
+            device = getattr(self, "_offload_device", self._execution_device)
         by_model, sequential, by_group = _func_optionally_disable_offloading(self)
         try:
             yield
@@ -1248,11 +1251,12 @@ class InstantStyleMixin(_Host):
             elif sequential:
                 self.enable_sequential_cpu_offload(device=device)
             elif by_group:
+                hook = _get_top_level_group_offload_hook(self._bare_unet)
                 for name, module in self._modules().items():
                     if name in before:
                         _maybe_remove_and_reapply_group_offloading(module)
-                    elif group_hook is not None:
-                        _apply_group_offloading(module, group_hook.config)
+                    elif hook is not None:
+                        _apply_group_offloading(module, hook.config)
 
     def _modules(self) -> dict[str, nn.Module]:
         return {name: module for name, module in self.components.items() if isinstance(module, nn.Module)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import diffusers
@@ -43,13 +44,21 @@ def variant_class(host: Host) -> type[DiffusionPipeline]:
     return getattr(instantstyle, f"{family}InstantStyle{host.cls.__name__.removeprefix(family)}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pair:
-    """A host and its variant with the same weights; `paint` gives pixels of one of them."""
+    """A host and its variant with the same weights, each built when first asked for; `paint` gives pixels of one."""
 
     host: Host
-    stock: DiffusionPipeline
-    variant: DiffusionPipeline
+
+    @cached_property
+    def stock(self) -> DiffusionPipeline:
+        """The host itself."""
+        return make(self.host)
+
+    @cached_property
+    def variant(self) -> DiffusionPipeline:
+        """The variant."""
+        return make(self.host, variant_class(self.host))
 
     def paint(self, pipe: DiffusionPipeline, **inputs: Any) -> np.ndarray:
         """Return what `pipe` paints in one step from the host's inputs, of which some may be replaced, and more."""
@@ -85,8 +94,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, s
 
 @pytest.fixture
 def bare(host: Host) -> Pair:
-    """Build a host and its variant without adapters, for one test to do with as it likes."""
-    return Pair(host, make(host), make(host, variant_class(host)))
+    """Give a host and its variant without adapters to one test, to do with as it likes."""
+    return Pair(host)
 
 
 @pytest.fixture(scope="session")
