@@ -18,9 +18,10 @@ import math
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "
 # --- Where to inject -------------------------------------------------------------------------------------------------
 
 # What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from section 3.2
-# of the paper, SD1.5 from the presets its users agree on.
+# of the paper, SD1.5 from the presets of ComfyUI_IPAdapter_plus.
 FAMILY_PRESETS = {
     ("down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1"): {
         "style": ["up_blocks.0.attentions.1"],
@@ -73,7 +74,7 @@ FAMILY_PRESETS = {
 def text_layers(unet: Any) -> list[str]:
     """Names of the UNet's text cross-attentions, without `.attn2`, in the order in which checkpoints number them."""
     names = [name.removesuffix(".attn2") for name, _ in unet.named_modules() if name.endswith(".attn2")]
-    return [name for name in names if "motion_modules" not in name and not name.startswith("encoder_hid_proj")]
+    return [name for name in names if "motion_modules" not in name]
 
 
 def attention_blocks(unet: Any) -> dict[str, list[str]]:
@@ -89,15 +90,12 @@ def presets(unet: Any) -> dict[str, dict[str, Scale]]:
     blocks = list(attention_blocks(unet))
     stages = {block.partition(".attentions.")[0] for block in blocks} - {"mid_block"}
     family = FAMILY_PRESETS.get(tuple(sorted(stages)), {})
-    named = {preset: [_match(name, blocks) for name in names] for preset, names in family.items()}
-    if not all(found for matches in named.values() for found in matches):
-        named = {}
-    found: dict[str, dict[str, Scale]] = {}
-    for preset, matches in named.items():
-        found[preset] = dict.fromkeys(sum(matches, []), 1.0)
-    if found:
+    matches = {preset: [_match(name, blocks) for name in names] for preset, names in family.items()}
+    found: dict[str, dict[str, Scale]] = {"all": dict.fromkeys(blocks, 1.0)}
+    if family and all(map(all, matches.values())):
+        found |= {preset: dict.fromkeys(sum(each, []), 1.0) for preset, each in matches.items()}
         found["style+layout"] = found["style"] | found["layout"]
-    return found | {"all": dict.fromkeys(blocks, 1.0)}
+    return found
 
 
 def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
@@ -116,8 +114,6 @@ def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Ma
     if isinstance(target_blocks, str):
         target_blocks = [target_blocks]
     if isinstance(target_blocks, (list, tuple)):
-        if list(target_blocks) == ["block"]:  # the first implementation's word for all
-            target_blocks = ["all"]
         target_blocks = dict.fromkeys(map(_check_name, target_blocks), 1.0)
     if not isinstance(target_blocks, Mapping):
         expected = "a preset, a block name, a list of them or a dict of name -> scale"
@@ -135,7 +131,11 @@ def _resolve_name(name: str, scale: Any, layers: Sequence[str], presets: Mapping
     _check_name(name)
     _check_scale(scale, f"The scale of {name!r} in `target_blocks`")
     if name in presets:
-        return {layer: _times(s, scale) for layer, s in resolve_target_blocks(presets[name], layers, {}).items()}
+        try:
+            inside = resolve_target_blocks(presets[name], layers, {})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The preset {name!r}, which the adapter's file carries, is wrong: {error}") from error
+        return {layer: _times(weight, scale) for layer, weight in inside.items()}
     found = _match(name.removesuffix(".processor").removesuffix(".attn2"), layers)
     if not found:
         parts = [layer.split(".") for layer in layers]
@@ -149,10 +149,14 @@ def _resolve_name(name: str, scale: Any, layers: Sequence[str], presets: Mapping
     return dict.fromkeys(found, scale)
 
 
-def _resolve_each(target_blocks: Any, unet: Any, state: AdapterState) -> list[dict[str, Scale]]:
+def _resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
     """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
+    if state is None:
+        raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
+    if target_blocks == ["block"]:  # the first implementation's word for all
+        target_blocks = "all"
     count = len(state.files)
-    several = count > 1 and isinstance(target_blocks, (list, tuple)) and list(target_blocks) != ["block"]
+    several = count > 1 and isinstance(target_blocks, (list, tuple))
     each = list(target_blocks) if several else [target_blocks] * count
     if len(each) != count:
         raise ValueError(
@@ -188,7 +192,7 @@ def _check_scale(scale: Any, what: str) -> None:
 
 
 def _check_number(value: Any, what: str, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be {expected}, but is {value!r}.")
     if not math.isfinite(value):
         raise ValueError(f"{what} must be finite, but is {value!r}.")
@@ -217,7 +221,8 @@ def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, sca
     Args:
         image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
         content_embeds: `t`, the projected, un-normalised CLIP text embedding, broadcastable to `(..., d)`.
-        scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection.
+        scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection; it is
+            computed in float32, and zero where `t` is zero.
     """
     e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)
     strength: Any = scale
@@ -242,7 +247,7 @@ class ContentEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids of shape `(len(texts), model_max_length)`. Raises ValueError for a text that does not fit."""
-        limit = self.tokenizer.model_max_length
+        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         for text in texts:
             length = len(self.tokenizer(text).input_ids)
             if length > limit:
@@ -402,7 +407,9 @@ class AdapterFile:
                 else:
                     tensors = _by_name(_load_pickle(self.source) if isinstance(self.source, Path) else self.source)
             except pickle.UnpicklingError as error:
-                raise ValueError(f"{self.name} is refused: unpickling what it holds could run code.") from error
+                raise ValueError(
+                    f"{self.name} is refused: it is no checkpoint, or unpickling it could run code."
+                ) from error
             except (SafetensorError, OSError, RuntimeError, EOFError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise ValueError(f"{self.name} cannot be read as an IP-Adapter checkpoint: {reason}") from error
@@ -443,11 +450,11 @@ class AdapterState:
 
     projection: Any
     files: Sequence[AdapterFile | None]  # None: put there by another loader, which kept all weights
-    targets: list[dict[str, Scale]]
-    scales: list[Scale]
+    targets: list[dict[str, Scale]]  # per adapter: layer -> weight
+    scales: list[Scale]  # per adapter: what all its weights are multiplied by
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
-    brought: dict[str, Any] = field(default_factory=dict)  # the pipeline's components that came with it
+    brought: dict[str, int] = field(default_factory=dict)  # the components that came with it, by identity
 
 
 def adapter_state(unet: Any) -> AdapterState | None:
@@ -695,7 +702,7 @@ class _Call:
     def contents(self, guided: bool = False) -> list[list[Any]]:
         """The content of each reference in order, for each adapter."""
         if self.pictures is None:
-            shapes = [(len(embed) // (1 + guided), embed.shape[1]) for embed in self.embeds or []]
+            shapes = [(max(1, len(embed) // (1 + guided)), embed.shape[1]) for embed in self.embeds or []]
             trees = [_fold(rows, _fold(pictures, None)) for rows, pictures in shapes]
         else:
             trees = [_tree(pictures) for pictures in self.pictures]
@@ -714,17 +721,21 @@ def _fold(count: int, inner: Any) -> Any:
 
 
 def _bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    ours = inspect.getfullargspec(InstantStyleMixin.__call__).kwonlyargs
     signature = inspect.signature(function)
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             extra = arguments.pop(name, {})
-            for unknown in extra:  # the host would let it vanish
-                if near := difflib.get_close_matches(unknown, ours, n=1, cutoff=0.75):
-                    raise TypeError(f"`{unknown}` is not an argument of this pipeline. Did you mean `{near[0]}`?")
+            _refuse_misspelt(extra, inspect.getfullargspec(InstantStyleMixin.__call__).kwonlyargs)
             arguments |= extra
     return arguments
+
+
+def _refuse_misspelt(given: Iterable[str], ours: Sequence[str]) -> None:
+    # The host takes any keyword, and lets those vanish that it does not know.
+    for name in given:
+        if near := difflib.get_close_matches(name, ours, n=1, cutoff=0.75):
+            raise TypeError(f"`{name}` is not an argument. Did you mean `{near[0]}`?")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -733,7 +744,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _prompt_count(arguments: Mapping[str, Any]) -> int:
     prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-    if isinstance(prompt, (list, tuple)):
+    if isinstance(prompt, list):
         return len(prompt)
     return len(embeds) if prompt is None and isinstance(embeds, torch.Tensor) else 1
 
@@ -767,10 +778,10 @@ def _read_pictures(arguments: Mapping[str, Any], state: AdapterState | None, per
 
 
 def _upright(picture: Any, depth: int) -> Any:
-    if isinstance(picture, list) and picture and depth:
+    if isinstance(picture, (list, tuple)) and picture and depth:
         return [_upright(one, depth - 1) for one in picture]
     if not is_valid_image(picture) and getattr(picture, "ndim", 0) != 4:
-        came = _nesting(picture) if isinstance(picture, list) else repr(picture)[:80]
+        came = _nesting(picture) if isinstance(picture, (list, tuple)) else repr(picture)[:80]
         expected = "pictures (PIL images, arrays or tensors), in a list for each adapter that has several"
         raise ValueError(f"`ip_adapter_image` must hold {expected}, but holds {came}.")
     return load_image(picture, convert_method=_eight_bits) if hasattr(picture, "getexif") else picture
@@ -783,11 +794,10 @@ def _eight_bits(picture: Any) -> Any:
     return picture.convert("I").point(lambda value: value / 256).convert("L")
 
 
-def _host_form(pictures: Any) -> Any:
-    if not isinstance(pictures, list):
-        return pictures
-    flat = _flatten(pictures)
-    return torch.cat(flat) if all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat) else flat
+def _host_form(pictures: Any, per_prompt: bool) -> Any:
+    flat = _flatten(pictures) if per_prompt else pictures
+    tensors = per_prompt and all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat)
+    return torch.cat(flat) if tensors else flat
 
 
 def _read_embeds(arguments: Mapping[str, Any], state: AdapterState | None) -> list[torch.Tensor] | None:
@@ -814,28 +824,32 @@ def _read_embeds(arguments: Mapping[str, Any], state: AdapterState | None) -> li
     return embeds
 
 
-def _check_rows(embeds: Sequence[torch.Tensor], prompts: int, guided: bool) -> None:
-    allowed = {1 + guided, prompts * (1 + guided)}
+def _fit_rows(embeds: Sequence[torch.Tensor], prompts: int, guided: bool) -> list[torch.Tensor]:
+    """The embeddings with one row or one per prompt, doubled under guidance."""
+    doubled, single = {2, 2 * prompts}, {1, prompts}
+    fitted = []
     for embed in embeds:
-        if len(embed) not in allowed:
+        if not guided and len(embed) in doubled - single:  # made for guidance; the unconditional half has no use now
+            embed = embed.chunk(2)[1]
+        if len(embed) not in (doubled if guided else single):
             raise ValueError(
-                f"`ip_adapter_image_embeds` must have {' or '.join(map(str, sorted(allowed)))} rows for {prompts} "
-                f"prompts {'with' if guided else 'without'} guidance, but has {len(embed)}."
+                f"`ip_adapter_image_embeds` must have one row, or one for each of the {prompts} prompts"
+                f"{', and as many unconditional ones before' if guided else ''}, but has {len(embed)}."
             )
+        fitted.append(embed)
+    return fitted
 
 
 def _first_linear(layer: nn.Module) -> nn.Linear:
     return next(module for module in layer.modules() if isinstance(module, nn.Linear))
 
 
-def _placeholders(state: Any, rows: int) -> list[torch.Tensor]:
+def _placeholders(state: AdapterState) -> list[torch.Tensor]:
     """Embeddings for a call without a reference, which the host insists on once an adapter is loaded."""
-    layers = [(layer, _first_linear(layer)) for layer in state.projection.image_projection_layers]
-    shapes = [(rows, 1) if isinstance(layer, ImageProjection) else (rows, 1, 1) for layer, _ in layers]
-    return [
-        torch.zeros(*shape, linear.in_features, dtype=linear.weight.dtype)
-        for shape, (_, linear) in zip(shapes, layers, strict=True)
-    ]
+    layers = state.projection.image_projection_layers
+    shapes = [(1, 1) if isinstance(layer, ImageProjection) else (1, 1, 1) for layer in layers]
+    linears = [_first_linear(layer) for layer in layers]
+    return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
 
 
 def _check_masks(masks: Any, call: _Call, state: AdapterState | None, targets: Sequence[Mapping[str, Scale]]) -> None:
@@ -843,16 +857,22 @@ def _check_masks(masks: Any, call: _Call, state: AdapterState | None, targets: S
         raise ValueError("`ip_adapter_masks` say where references go, but there is none. Pass `ip_adapter_image` too.")
     if state is None or not call.referenced:
         return
-    if masks is not None and not isinstance(masks, list):
+    if isinstance(masks, torch.Tensor):
         masks = list(masks.unsqueeze(1))  # the host's older form
+    if masks is not None and not isinstance(masks, list):
+        raise TypeError(
+            f"`ip_adapter_masks` must be a list of tensors, one per IP-Adapter, not a {type(masks).__name__}."
+        )
     count = len(state.targets)
     if masks is not None and len(masks) != count:
         raise ValueError(f"`ip_adapter_masks` must have one entry per IP-Adapter, but has {len(masks)} for {count}.")
     for i, mask in enumerate(masks or [None] * count):
         pictures = call.picture_count(i)
-        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        shape = tuple(getattr(mask, "shape", ()))
         if mask is not None and (len(shape) != 4 or shape[1] != pictures):
-            raise ValueError(f"`ip_adapter_masks` must be of shape (1, {pictures}, height, width), but is {shape}.")
+            raise ValueError(
+                f"`ip_adapter_masks` must be of shape (1, {pictures}, height, width), but is {shape or mask}."
+            )
         for scale in (_times(weight, state.scales[i]) for weight in targets[i].values()):
             if isinstance(scale, list) and (mask is None or len(scale) != pictures):
                 raise ValueError(
@@ -869,8 +889,8 @@ def _check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -
         given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
         if given != width:
             raise ValueError(
-                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Load the "
-                "image encoder that the adapter was made with (`image_encoder_folder`)."
+                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
+                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
             )
 
 
@@ -904,12 +924,13 @@ def _cut_with_guidance(arguments: Mapping[str, Any], call: _Call) -> dict[str, A
         return {}
 
     def cutting(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-        before = tensors.get("prompt_embeds")
+        before = tensors.get("prompt_embeds", call.rows[0] if call.rows else ())
+        count = len(before)
         result = callback(pipe, step, timestep, tensors)
         after = result.get("prompt_embeds") if isinstance(result, dict) else None
-        if before is not None and after is not None and len(after) < len(before):
+        if after is not None and len(after) < count:
             # In place: it is this list that the host hands to every step.
-            call.rows[:] = [rows[-max(1, len(rows) * len(after) // len(before)) :] for rows in call.rows]
+            call.rows[:] = [rows[-max(1, len(rows) * len(after) // count) :] for rows in call.rows]
         return result
 
     changed: dict[str, Any] = {"callback_on_step_end": cutting}
@@ -977,7 +998,8 @@ class InstantStyleMixin(_Host):
                 (or None) nested exactly as `ip_adapter_image`.
             neg_content_embeds: the same as projected, un-normalised CLIP text embeddings of shape `(d,)` or `(1, d)`.
             neg_content_scale: how much of it to remove, or "auto" (see `remove_content`).
-            target_blocks: the blocks that see the reference in this call only (see `set_target_blocks`).
+            target_blocks: the blocks that see the reference in this call only (see `set_target_blocks`), at the scale
+                that is set.
             ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
                 reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
                 prompts, doubled under guidance.
@@ -998,13 +1020,18 @@ class InstantStyleMixin(_Host):
             content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
             content_scale=neg_content_scale,
         )
+        if call.pictures is not None and self._component("image_encoder") is None:
+            raise ValueError(
+                "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass "
+                "`ip_adapter_image_embeds`."
+            )
         self._check_content(call, state)
-        targets = None if target_blocks is None else self._resolve(target_blocks, state)
+        targets = None if target_blocks is None else _resolve_each(target_blocks, unet, state)
         masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
         _check_masks(masks, call, state, targets or (state.targets if state else []))
         if state is not None and not call.referenced:
             targets = [{} for _ in state.targets]
-            arguments["ip_adapter_image_embeds"] = _placeholders(state, rows=1)
+            arguments["ip_adapter_image_embeds"] = _placeholders(state)
         arguments |= _cut_with_guidance(arguments, call)
         with ExitStack() as stack:
             stack.enter_context(_processors_kept(unet))
@@ -1025,20 +1052,24 @@ class InstantStyleMixin(_Host):
         """The host's embeddings with content removed and a row for each picture to make: unconditional, conditional.
 
         Outside of a call this is the host's method unchanged.
+
+        Returns:
+            For each adapter a tensor of shape `(rows, pictures, d)`, or `(rows, pictures, patches, d)`; `rows` is the
+            number of pictures to make, doubled under guidance.
+
+        Raises:
+            ValueError: embeddings of another number of rows, or content of another nesting.
         """
-        call, guided, prepare = (
-            self._instantstyle_call,
-            do_classifier_free_guidance,
-            super().prepare_ip_adapter_image_embeds,
-        )
-        if call is None:
+        call, guided = self._instantstyle_call, do_classifier_free_guidance
+        prepare = super().prepare_ip_adapter_image_embeds
+        if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
         if not call.referenced:
-            ip_adapter_image_embeds = _placeholders(adapter_state(self._bare_unet), rows=1 + guided)
-        if call.pictures is not None:
-            ip_adapter_image = [_host_form(pictures) for pictures in call.pictures]
-        else:
-            _check_rows(ip_adapter_image_embeds, call.prompts, guided)
+            ip_adapter_image_embeds = [e.expand(1 + guided, *e.shape[1:]) for e in ip_adapter_image_embeds]
+        elif call.embeds is not None:
+            call.embeds = ip_adapter_image_embeds = _fit_rows(call.embeds, call.prompts, guided)
+        elif call.pictures is not None:
+            ip_adapter_image = [_host_form(pictures, call.per_prompt) for pictures in call.pictures]
         # Content first: with model offloading the text tower leaves the device when the image tower comes.
         content = self._encode_content(call, guided, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
@@ -1071,14 +1102,16 @@ class InstantStyleMixin(_Host):
         """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
 
         Args:
-            pretrained_model_name_or_path_or_dict, subfolder, weight_name, image_encoder_folder, kwargs: the host's.
+            pretrained_model_name_or_path_or_dict, subfolder, weight_name, image_encoder_folder: the host's.
             target_blocks: the blocks that see the reference (see `set_target_blocks`).
+            kwargs: the host's, for the Hub.
 
         Raises:
             OSError: a file is missing.
             ValueError, TypeError: a checkpoint cannot be read, does not fit the model, or has no such target blocks.
                 Nothing is changed then.
         """
+        _refuse_misspelt(kwargs, ["target_blocks"])
         unet, sources = self._bare_unet, _as_list(pretrained_model_name_or_path_or_dict)
         subfolders, hub = _as_list(subfolder), {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         files = _open_files(sources, subfolders, _as_list(weight_name), hub)
@@ -1099,7 +1132,7 @@ class InstantStyleMixin(_Host):
             if "image_encoder" in towers:
                 towers["image_encoder"].to(self.device)
             self.register_modules(**towers)
-            state.brought |= towers
+            state.brought = state.brought | {name: id(tower) for name, tower in towers.items()}
         for file in files:
             file.forget()
         for i, lora in unet._load_ip_adapter_loras(loras).items():  # FaceID's
@@ -1138,13 +1171,9 @@ class InstantStyleMixin(_Host):
         if state is None:
             return
         with self._offloading_suspended():
-            if None in state.files:  # loaded by the host, which takes off what it brought
-                super().unload_ip_adapter()
-                unet.__dict__.pop("_instantstyle", None)
-            else:
-                detach(unet, state)
-                ours = [name for name, module in state.brought.items() if getattr(self, name) is module]
-                self.register_modules(**dict.fromkeys(ours))
+            detach(unet, state)
+            ours = [name for name, module in state.brought.items() if id(getattr(self, name)) == module]
+            self.register_modules(**dict.fromkeys(ours))
         loras = [name for name in getattr(unet, "peft_config", {}) if name.startswith("faceid_")]
         if loras:
             self.delete_adapters(loras)
@@ -1163,11 +1192,19 @@ class InstantStyleMixin(_Host):
                 Nothing is changed then.
         """
         state = adapter_state(self._bare_unet)
-        targets = self._resolve(target_blocks, state)
+        targets = _resolve_each(target_blocks, self._bare_unet, state)
         self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets))
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
-        """Set scales as the host does. A number scales the target blocks in force; a dict means what it does there."""
+        """Set scales as the host does.
+
+        Args:
+            scale: a number, which scales the target blocks in force; a dict, which means what it does in the host; or
+                a list of these, one per adapter. A list in place of a number has one per masked picture.
+
+        Raises:
+            ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
+        """
         state = adapter_state(self._bare_unet)
         if state is None:
             return super().set_ip_adapter_scale(scale)
@@ -1182,7 +1219,7 @@ class InstantStyleMixin(_Host):
 
     @property
     def target_blocks(self) -> Any:
-        """The blocks in force, as name -> scale; a list of such dicts with several adapters, None without one."""
+        """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
         unet = self._bare_unet
         state = adapter_state(unet)
         if state is None:
@@ -1192,11 +1229,6 @@ class InstantStyleMixin(_Host):
         found = [_by_block(blocks, one) for one in scales]
         return found if len(found) > 1 else found[0]
 
-    def _resolve(self, target_blocks: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
-        if state is None:
-            raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
-        return _resolve_each(target_blocks, self._bare_unet, state)
-
     def _retarget(self, state: Any, targets: list[dict[str, Scale]], scales: list[Any]) -> None:
         if len(scales) != len(targets):
             raise ValueError(
@@ -1205,7 +1237,7 @@ class InstantStyleMixin(_Host):
         for weights, scale in zip(targets, scales, strict=True):
             _check_scale(scale, "`scale`")
             for weight in weights.values():
-                _times(weight, scale)
+                _times(weight, scale)  # raises before anything changes
         unet = self._bare_unet
         fetched = fetch(unet, state, targets, ip_processors(unet))
         with self._offloading_suspended(bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
@@ -1325,10 +1357,10 @@ class InstantStyleMixin(_Host):
             return
         if state is None or not call.referenced:
             raise ValueError(f"`{name}` is removed from a reference, but there is none. Pass `ip_adapter_image` too.")
-        if call.pictures is None and isinstance(call.content, (list, tuple)):
-            contents = [_flatten(call.content)] * len(state.targets)  # the nesting shows when the guidance is known
-        else:
+        try:
             contents = call.contents()
+        except ValueError:  # under guidance, of which the host has yet to tell, half of the rows are unconditional
+            contents = call.contents(guided=True)
         for layer, leaves in zip(state.projection.image_projection_layers, contents, strict=True):
             given = [leaf for leaf in leaves if leaf is not None]
             if given and not isinstance(layer, ImageProjection):
@@ -1374,16 +1406,17 @@ class InstantStyleMixin(_Host):
         with lifted(source) as adapter:
             new = super().from_pipe(pipeline, **kwargs)
             unet = new._bare_unet
-            if unet is not source and adapter is not None:  # AnimateDiff copies the weights into another class
-                state, processors = adapter
-                copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
-                attach(unet, copied, copy.deepcopy(processors))
-            if "_instantstyle_content" in source.__dict__:
-                unet._instantstyle_content = source._instantstyle_content
+            if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
+                if adapter is not None:
+                    state, processors = adapter
+                    copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
+                    attach(unet, copied, copy.deepcopy(processors))
+                if "_instantstyle_content" in source.__dict__:
+                    unet._instantstyle_content = source._instantstyle_content
         return new
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as the host does, without the adapter's weights and with the code that loads the folder again."""
+        """Save as the host does, with the code that loads the folder again, without adapter and content encoder."""
         with lifted(self._bare_unet):
             super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -1447,6 +1480,9 @@ def _class_entry(host: type) -> list[str]:
 @functools.cache
 def with_instantstyle(host: Any) -> Any:
     """The variant of a diffusers pipeline class that takes IP-Adapters.
+
+    Args:
+        host: such as `StableDiffusionXLPAGPipeline`. A variant is given back as it is.
 
     Raises:
         TypeError: it is no pipeline class.

@@ -73,6 +73,13 @@ def every_host(function: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.parametrize("host", hosts, ids=lambda host: host.name)(function)
 
 
+def most_hosts(function: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for the twelve, and for those of the others whose rows or UNets are of another kind."""
+    others = ("stable_diffusion_xl_pag", "stable_diffusion_pag", "kolors", "animatediff")
+    hosts = [*HOSTS.values(), *(OTHER_HOSTS[name] for name in others)]
+    return pytest.mark.parametrize("host", hosts, ids=lambda host: host.name)(function)
+
+
 def each_family(function: Callable[..., None]) -> Callable[..., None]:
     """Run a test for the text-to-image host of both families."""
     hosts = [HOSTS["stable_diffusion_xl"], HOSTS["stable_diffusion"]]

@@ -86,8 +86,8 @@ def for_every_row(host: Host, prompts: int, rows: int) -> dict[str, Any]:
 
 @every_host
 def test_every_row_of_a_batch_is_its_prompt_alone(host: Host, pair: Pair) -> None:
-    """Two prompts by two images: with one reference, with one each, and with one each as embeddings."""
-    images = 1 if host.name in ("kolors", "animatediff", "animatediff_sdxl") else 2  # these hosts cannot make two
+    """Two prompts by one or two images: with one reference, with one each, and with one each as embeddings."""
+    images = 2 if host.name in HOSTS else 1  # Kolors and AnimateDiff cannot make two
     seeds = range(2 * images)
 
     def paint(**inputs: Any) -> np.ndarray:

