@@ -31,9 +31,8 @@ def variant_of(host: Host) -> type[DiffusionPipeline]:
     """Return the package's variant of one of the twelve, or the one made for another host."""
     if host.name not in HOSTS:
         return with_instantstyle(host.cls)
-    return next(
-        cls for cls in vars(instantstyle).values() if inspect.isclass(cls) and cls.__bases__[1:] == (host.cls,)
-    )
+    public = [getattr(instantstyle, name) for name in instantstyle.__all__]
+    return next(cls for cls in public if inspect.isclass(cls) and cls.__bases__[1:] == (host.cls,))
 
 
 def paint(pipe: DiffusionPipeline, host: Host, **settings: Any) -> np.ndarray:
