@@ -116,10 +116,15 @@ def open_picture(name: str, path: str) -> Picture:
 
 
 def fit(pictures: dict[str, Picture], size: tuple[int, int] | None) -> dict[str, Image.Image]:
-    """Turn and convert the pictures as the host does, and bring those to start from to the size of the result."""
+    """Turn and convert the pictures as the host does, and bring those to start from to the size of the result.
+
+    The reference stays as it is: the pipeline turns it and knows its mode.
+    """
     from diffusers.utils import load_image
 
-    images = {name: load_image(picture.image) for name, picture in pictures.items()}
+    images = {
+        name: picture.image if name == "style" else load_image(picture.image) for name, picture in pictures.items()
+    }
     if "image" in images:
         if "mask" in images and images["mask"].size != images["image"].size:
             raise ValueError(
