@@ -501,12 +501,13 @@ def _plain_processor(processor: Any) -> Any:
 
 
 def _ip_processor(attn: Any, tokens: Sequence[int], plain: Any) -> Any:
+    """An IP-Adapter processor of scale 0 without projections, in the backend of a plain one."""
     kind: Any = IPAdapterAttnProcessor2_0
     if _is_xformers(plain):
         kind = functools.partial(IPAdapterXFormersAttnProcessor, attention_op=plain.attention_op)
-    # On meta: no memory, and no draw from the global random state.
-    with torch.device("meta"):
-        return kind(attn.inner_kv_dim, attn.cross_attention_dim, num_tokens=list(tokens), scale=[0.0] * len(tokens))
+    processor = kind(attn.inner_kv_dim, attn.cross_attention_dim, num_tokens=[], scale=[])  # it draws no weights
+    processor.num_tokens, processor.scale = list(tokens), [0.0] * len(tokens)
+    return processor
 
 
 def _is_muted(projection: nn.Module) -> bool:
