@@ -739,6 +739,10 @@ def _refuse_misspelt(given: Iterable[str], ours: Sequence[str]) -> None:
             raise TypeError(f"`{name}` is not an argument. Did you mean `{near[0]}`?")
 
 
+def _hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -1114,7 +1118,7 @@ class InstantStyleMixin(_Host):
         """
         _refuse_misspelt(kwargs, ["target_blocks"])
         unet, sources = self._bare_unet, _as_list(pretrained_model_name_or_path_or_dict)
-        subfolders, hub = _as_list(subfolder), {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        subfolders, hub = _as_list(subfolder), _hub_arguments(kwargs)
         files = _open_files(sources, subfolders, _as_list(weight_name), hub)
         projection, processors = build_adapter(unet, files)
         state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
@@ -1317,9 +1321,8 @@ class InstantStyleMixin(_Host):
         if isinstance(source, (tuple, list)) and len(source) == 2:
             encoder, tokenizer = source
         elif isinstance(source, (str, Path)):
-            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
             place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
-            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **_hub_arguments(kwargs))
             kwargs = {"dtype": self._bare_unet.dtype} | kwargs | {"output_loading_info": True}
             with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
                 encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
