@@ -1,0 +1,69 @@
+"""Scenes with their latents, drawn and encoded once and read by every stage that trains on latents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from instantstyle.tiny import world
+from instantstyle.tiny.train import loop
+from instantstyle.tiny.train.clip import normalise
+
+
+SHARDS = 16
+SHARD_SIZE = 4096
+
+
+def make_latents(work: Path, device: torch.device, rank: int, processes: int) -> None:
+    """Write this process's share of the shards of latents that are not there yet."""
+    vae = AutoencoderKL.from_pretrained(work / "checkpoint" / "vae").to(device)
+
+    def encode(pictures: Tensor) -> Tensor:
+        return vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+
+    make(work / "latents", encode, device, rank, processes)
+
+
+def make_image_embeds(work: Path, device: torch.device, rank: int, processes: int) -> None:
+    """Write this process's share of the shards of image embeddings that are not there yet."""
+    folder = work / "checkpoint" / "sdxl_models" / "image_encoder"
+    encoder = CLIPVisionModelWithProjection.from_pretrained(folder).to(device)
+    make(work / "image_embeds", lambda pictures: encoder(normalise(pictures)).image_embeds, device, rank, processes)
+
+
+@torch.no_grad()
+def make(folder: Path, encode: Callable[[Tensor], Tensor], device: torch.device, rank: int, processes: int) -> None:
+    """Draw the scenes of every missing shard of this process and write what `encode` makes of the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(rank, SHARDS, processes):
+        path = folder / f"{shard:03}.pt"
+        if not path.exists():
+            parts = [encode(world.draw(rows).to(device)).half().cpu() for rows in chunks(shard_scenes(shard))]
+            torch.save(torch.cat(parts), path.with_suffix(".new"))
+            os.replace(path.with_suffix(".new"), path)
+
+
+def chunks(scenes: world.Scenes, size: int = 128) -> list[world.Scenes]:
+    """Cut scenes into batches."""
+    return [scenes[start : start + size] for start in range(0, len(scenes), size)]
+
+
+def shard_scenes(shard: int) -> world.Scenes:
+    """Return the scenes of one shard, always the same."""
+    return world.sample(SHARD_SIZE, torch.Generator().manual_seed(loop.hash_seed("shard", shard, 0)))
+
+
+def read(folder: Path) -> Tensor:
+    """Return all shards of a folder as one tensor of half precision."""
+    return torch.cat([torch.load(folder / f"{shard:03}.pt", weights_only=True) for shard in range(SHARDS)])
+
+
+def read_scenes() -> world.Scenes:
+    """Return the scenes of all shards."""
+    return world.Scenes.cat([shard_scenes(shard) for shard in range(SHARDS)])
