@@ -31,10 +31,6 @@ NEEDS = {
 }
 PICTURES = ("style", "image", "mask", "control_image")
 PIXELS = 8  # what the autoencoders of both families need sides to be a multiple of
-RANDOM_NOTE = (
-    "instantstyle: the embedded checkpoint is random, not trained: its pictures show nothing recognisable; "
-    "choose a real one with --model"
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         pipe = load(options, model, adapter)
         pipe.set_progress_bar_config(disable=not bars)
         if model.label == models.TINY:
-            print(RANDOM_NOTE, file=sys.stderr)
+            warn_of_unknown_words(options)
         arguments = call_arguments(options, pipe, given)
         images = pipe(**arguments).images
 
@@ -90,6 +86,20 @@ def check(options: argparse.Namespace) -> None:
 def option(name: str) -> str:
     """Write an option as it is typed."""
     return "--" + name.replace("_", "-")
+
+
+def warn_of_unknown_words(options: argparse.Namespace) -> None:
+    """Say which words the embedded checkpoint has never seen, and which it knows."""
+    from instantstyle.tiny import world
+
+    texts = [*options.prompt, options.negative or "", options.content or ""]
+    unknown = world.unknown_words(" ".join(texts))
+    if unknown:
+        print(
+            f"instantstyle: the embedded checkpoint does not know {', '.join(map(repr, unknown))}; "
+            f"it knows: {' '.join(filter(str.isalpha, world.words()))}. Choose a real model with --model.",
+            file=sys.stderr,
+        )
 
 
 def open_picture(name: str, path: str) -> Picture:
