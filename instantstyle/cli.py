@@ -1,9 +1,10 @@
-"""The command line: its words, and how it ends. What the words do is in `generate` and `blocks`."""
+"""The command line: its words, and how it ends. What the words do is in the modules of their names."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,6 +14,9 @@ from instantstyle.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
 PIXELS = 8  # an autoencoder of these families turns squares of eight pixels into one
+
+# What `generate.load` reads and the commands that compare do not offer; they change targets from cell to cell.
+ONLY_TEXT_TO_IMAGE = {"image": None, "mask": None, "controlnet": None, "target_blocks": [("all", 1.0)]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of both commands."""
+    """Build the parser of all commands."""
     parser = Parser(
         prog="instantstyle", description="A prompt's content in the style of one reference picture, without training."
     )
@@ -64,6 +68,31 @@ def build_parser() -> argparse.ArgumentParser:
             description="Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
         )
     )
+    add_grid(
+        commands.add_parser(
+            "grid",
+            help="compare methods in one labelled picture",
+            description="Make one labelled picture of references x prompts x methods, each cell from the same seed.",
+        )
+    )
+    add_probe(
+        commands.add_parser(
+            "probe",
+            help="find what each attention block carries",
+            description="Let one attention block at a time see the reference, and all but one; propose presets. "
+            "Where the model folder has judges (the embedded checkpoint), they say what each block carries. With "
+            "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: likeness to "
+            "the reference counts its content and layout as well as its style.",
+        )
+    )
+    add_evaluate(
+        commands.add_parser(
+            "evaluate",
+            help="measure what is taken from references",
+            description="Measure, on the embedded checkpoint, how much style, content and layout of a reference each "
+            'way of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
+        )
+    )
     return parser
 
 
@@ -71,6 +100,101 @@ def add_blocks(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instantstyle blocks`."""
     add_model(parser)
     parser.set_defaults(run=run_blocks)
+
+
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle grid`."""
+    parser.add_argument("-o", "--output", default="grid.png", metavar="FILE", help="default: %(default)s")
+    add_examples(parser)
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="NAME",
+        help='"no reference", "plain" (all blocks), or presets and attention blocks as NAME[=SCALE],...; '
+        'default: "no reference" plain style',
+    )
+    parser.add_argument(
+        "--content", nargs="+", metavar="TEXT", help="what the references show: one text for all, or one for each"
+    )
+    parser.add_argument(
+        "--content-scale",
+        type=content_scale,
+        default=1.0,
+        metavar="X",
+        help='a number or "auto"; default: %(default)s',
+    )
+    parser.add_argument("--scale", type=number, default=1.0, metavar="X", help="strength; default: %(default)s")
+    parser.add_argument("--steps", type=count, default=30, metavar="N", help="default: %(default)s")
+    parser.add_argument("--guidance", type=number, default=5.0, metavar="X", help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of every cell; default: %(default)s")
+    add_machine(parser.add_argument_group("models and machine"))
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run_grid, **ONLY_TEXT_TO_IMAGE)
+
+
+def add_probe(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle probe`."""
+    parser.add_argument(
+        "-o", "--output", default="probe", metavar="FOLDER", help="a run in it is resumed; default: %(default)s"
+    )
+    add_examples(parser)
+    parser.add_argument("--pairs", type=count, metavar="N", help="drawn pairs that the judges see; default: 96")
+    parser.add_argument("--steps", type=count, metavar="N", help="default: 16 with judges, else 30")
+    parser.add_argument("--guidance", type=number, metavar="X", help="default: 3.5 with judges, else 5.0")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--save", metavar="FILE", help="write a copy of the adapter that carries the proposed presets (.safetensors)"
+    )
+    add_machine(parser.add_argument_group("models and machine"))
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run_probe, scale=1.0, content=None, **ONLY_TEXT_TO_IMAGE)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle evaluate`."""
+    parser.add_argument(
+        "-o", "--output", default="evaluation", metavar="FOLDER", help="a run in it is resumed; default: %(default)s"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("reporting", "selection"),
+        default="reporting",
+        help="choose by the pairs of one, report those of the other; default: %(default)s",
+    )
+    parser.add_argument("--pairs", type=count, metavar="N", help="prompts with a reference each; default: 512")
+    parser.add_argument("--seeds", type=count, metavar="N", help="pictures of each pair; default: 3")
+    parser.add_argument(
+        "--curves", action="store_true", help="also try every method at several strengths, on 192 pairs"
+    )
+    parser.add_argument("--quick", action="store_true", help="few conditions on 24 pairs, in under a minute")
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="of one thread each; default: %(default)s",
+    )
+    parser.add_argument("--conditions", metavar="FILE", help="what to compare, as a JSON list, instead of our own")
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        metavar="WHERE",
+        help="the embedded checkpoint, or the folder of one that was trained like it; default: %(default)s",
+    )
+    parser.set_defaults(run=run_evaluate)
+
+
+def add_examples(parser: argparse.ArgumentParser) -> None:
+    """Add the references and prompts of the commands that compare."""
+    parser.add_argument(
+        "--reference", nargs="+", metavar="FILE", help="reference pictures; the embedded checkpoint draws its own"
+    )
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        metavar="PROMPT",
+        help='what to show, as in "a heart"; the embedded checkpoint has its own',
+    )
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +284,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def add_model(parser: argparse._ActionsContainer) -> None:
-    """Add the option that both commands share."""
+    """Add the option that all commands share."""
     parser.add_argument(
         "--model",
         default="tiny",
@@ -181,6 +305,27 @@ def run_blocks(options: argparse.Namespace) -> None:
     from instantstyle import blocks
 
     blocks.run(options)
+
+
+def run_grid(options: argparse.Namespace) -> None:
+    """Import and run `grid`."""
+    from instantstyle import grid
+
+    grid.run(options)
+
+
+def run_probe(options: argparse.Namespace) -> None:
+    """Import and run `probe`."""
+    from instantstyle import probe
+
+    probe.run(options)
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Import and run `evaluate`."""
+    from instantstyle import evaluate
+
+    evaluate.run(options)
 
 
 def number(text: str) -> float:

@@ -1,0 +1,281 @@
+"""`instantstyle grid`: references x prompts x methods, as one labelled picture with its recipe."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from instantstyle import generate, models, recipe
+from instantstyle.console import calm
+from instantstyle.sheet import Sheet
+
+
+METHODS = ("no reference", "plain", "style")
+PROMPTS = ("a heart", "a star")
+DRAWN = 3
+DRAWN_SEED = 7
+
+Targets = dict[str, float] | None
+"""Target blocks and their scales; None where no reference is given."""
+
+WORDS: dict[str, Targets] = {"no reference": None, "none": None, "plain": {"all": 1.0}}
+"""What a method may be called besides presets and attention blocks."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference picture, and what the recipe keeps of it."""
+
+    image: Image.Image
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one picture of a grid is made from."""
+
+    prompt: str
+    reference: Image.Image | None
+    targets: Targets
+    content: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is the same for every picture of a grid."""
+
+    seed: int
+    steps: int
+    guidance: float
+    content_scale: float | str = 1.0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the grid that the command line asks for; its path goes to standard output.
+
+    Raises:
+        ValueError, OSError: A user's mistake.
+    """
+    (path,) = generate.output_paths(options.output, 1)
+    given = [open_reference(path) for path in options.reference or []]
+    methods = {name: read_method(name) for name in options.method or METHODS}
+    bars = sys.stderr.isatty() and not options.quiet
+
+    with calm(bars):
+        model = models.find_model(options.model)
+        adapter = models.find_adapter(options.adapter, model)
+        generate.check_content_encoder(one_content(options), model, adapter)
+        references, prompts = choose(given, options.prompt, model)
+        contents = spread(options.content, len(references))
+        pipe = generate.load(options, model, adapter)
+        pipe.set_progress_bar_config(disable=True)
+        warn_of_unknown_words(model, [*prompts, *(options.content or [])])
+        check_methods(pipe, methods, options.scale)
+        sampling = Sampling(options.seed, options.steps, options.guidance, options.content_scale)
+        pairs = [(r, c, p) for r, c in zip(references, contents, strict=True) for p in prompts]
+        cells = [
+            [Cell(p, r.image, targets, c) if targets else Cell(p, None, None) for targets in methods.values()]
+            for r, c, p in pairs
+        ]
+        pictures = paint(pipe, cells, sampling, bars)
+        written = describe(options, pipe, model, adapter, references, prompts, methods)
+
+    size = pictures[0][0].size
+    rows = [[fit(reference.image, size), *made] for (reference, _, _), made in zip(pairs, pictures, strict=True)]
+    sheet = Sheet(rows, columns=["reference", *methods], rows=[prompt for _, _, prompt in pairs])
+    recipe.write(sheet.draw(), path, written)
+    print(path)
+
+
+def open_reference(path: str) -> Reference:
+    """Read a reference picture from a file."""
+    picture = generate.open_picture("--reference", path)
+    return Reference(picture.image, {"file": picture.file, "sha256": picture.sha256})
+
+
+def read_method(text: str) -> Targets:
+    """Read a method: a word of `WORDS`, or presets and attention blocks as `--target-blocks` takes them.
+
+    Raises:
+        ValueError: A part of it is empty, or a scale is not a number.
+    """
+    from instantstyle.cli import targets
+
+    try:
+        return WORDS[text] if text in WORDS else dict(targets(text))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--method: {error}.") from error
+
+
+def one_content(options: argparse.Namespace) -> argparse.Namespace:
+    """Say the options as `generate` knows them, which has one content."""
+    return argparse.Namespace(**{**vars(options), "content": (options.content or [None])[0]})
+
+
+def choose(
+    given: Sequence[Reference], prompts: Sequence[str] | None, model: models.Model
+) -> tuple[list[Reference], list[str]]:
+    """Return the references and prompts to use; the world of the embedded checkpoint has its own.
+
+    Raises:
+        ValueError: Some are missing, and the model does not know that world.
+    """
+    missing = [name for name, value in (("--reference", given), ("--prompt", prompts)) if not value]
+    if missing and not knows_world(model):
+        raise ValueError(
+            f"{' and '.join(missing)}: needed with --model {model.label}; only the embedded one has its own."
+        )
+    return list(given) or draw_references(), list(prompts or PROMPTS)
+
+
+def knows_world(model: models.Model) -> bool:
+    """Whether the model was trained on the drawn world: the embedded checkpoint, or a folder of the same kind."""
+    from instantstyle.tiny import judges
+
+    return model.label == models.TINY or (Path(model.source) / judges.FILE).is_file()
+
+
+def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
+    """Warn as `generate` does of words that the embedded checkpoint has never seen."""
+    if model.label == models.TINY:
+        generate.warn_of_unknown_words(argparse.Namespace(prompt=texts, negative=None, content=None))
+
+
+def draw_references() -> list[Reference]:
+    """Draw references that share no shape, palette, background or texture, nor show what `PROMPTS` ask for."""
+    import torch
+
+    from instantstyle.tiny import world
+
+    scenes = world.sample(200, torch.Generator().manual_seed(DRAWN_SEED))
+    taken = {word for prompt in PROMPTS for word in prompt.split()} | {"plain"}
+    chosen: list[int] = []
+    for row in range(len(scenes)):
+        words = set(scenes.words(row).values())
+        if len(chosen) < DRAWN and not words & taken:
+            chosen.append(row)
+            taken |= words
+    pictures = world.draw(scenes[chosen]).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return [
+        Reference(
+            Image.fromarray(picture), {"drawn": scenes.words(row), "sha256": hashlib.sha256(picture).hexdigest()}
+        )
+        for row, picture in zip(chosen, pictures, strict=True)
+    ]
+
+
+def spread(content: Sequence[str] | None, count: int) -> list[str | None]:
+    """Return the content of each reference.
+
+    Raises:
+        ValueError: There is neither one for all nor one for each.
+    """
+    if content is None:
+        return [None] * count
+    if len(content) not in (1, count):
+        raise ValueError(
+            f"--content: expected one text, or one for each of the {count} references, got {len(content)}."
+        )
+    return [*content] * (count if len(content) == 1 else 1)
+
+
+def check_methods(pipe: Any, methods: dict[str, Targets], scale: float) -> None:
+    """Refuse methods that this model does not have, and leave the pipeline at `scale` on all blocks."""
+    for targets in (*methods.values(), {"all": 1.0}):
+        if targets:
+            pipe.set_target_blocks(targets, scale=scale)
+
+
+def paint(pipe: Any, cells: Sequence[Sequence[Cell]], sampling: Sampling, bars: bool) -> list[list[Image.Image]]:
+    """Make the pictures of a grid, one after another, equal cells once.
+
+    Args:
+        pipe: A pipeline with an adapter on all blocks, at the scale to use.
+        cells: Rows of cells.
+        sampling: What is the same for all.
+        bars: Whether to show progress.
+    """
+    made: dict[tuple[Any, ...], Image.Image] = {}
+    keys = [[cell_key(cell) for cell in row] for row in cells]
+    distinct = {
+        key: cell for names, row in zip(keys, cells, strict=True) for key, cell in zip(names, row, strict=True)
+    }
+    for key, cell in tqdm(distinct.items(), desc="pictures", disable=not bars):
+        made[key] = paint_cell(pipe, cell, sampling)
+    return [[made[key] for key in row] for row in keys]
+
+
+def cell_key(cell: Cell) -> tuple[Any, ...]:
+    """Return what tells cells apart: values, and the reference by identity."""
+    targets = None if cell.targets is None else tuple(cell.targets.items())
+    return cell.prompt, id(cell.reference), targets, cell.content
+
+
+def paint_cell(pipe: Any, cell: Cell, sampling: Sampling) -> Image.Image:
+    """Make one picture. The seed is the same for every cell, so that nothing else but the cell differs."""
+    import torch
+
+    arguments: dict[str, Any] = {
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance,
+        # On the CPU, so that a seed means the same noise on every device.
+        "generator": torch.Generator("cpu").manual_seed(sampling.seed),
+    }
+    if cell.reference is not None:
+        arguments |= {"ip_adapter_image": cell.reference, "target_blocks": cell.targets}
+    if cell.reference is not None and cell.content is not None:
+        arguments |= {"neg_content_prompt": cell.content, "neg_content_scale": sampling.content_scale}
+    return pipe(cell.prompt, **arguments).images[0]
+
+
+def fit(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bring a reference to the size of the pictures beside it, upright and whole."""
+    turned = upright(reference)
+    return turned if turned.size == size else ImageOps.contain(turned, size, Image.Resampling.LANCZOS)
+
+
+def upright(reference: Image.Image) -> Image.Image:
+    """Turn and convert a reference as the pipeline does."""
+    from diffusers.utils import load_image
+
+    return load_image(reference)
+
+
+def describe(
+    options: argparse.Namespace,
+    pipe: Any,
+    model: models.Model,
+    adapter: models.Adapter,
+    references: Sequence[Reference],
+    prompts: Sequence[str],
+    methods: dict[str, Targets],
+) -> dict[str, Any]:
+    """Write the recipe of the grid: names and fingerprints, but no local path."""
+    encoder = options.content_encoder
+    return {
+        "versions": generate.versions(),
+        "pipeline": type(pipe).__name__,
+        "model": model.label,
+        "adapter": adapter.label,
+        "content_encoder": models.label_of(encoder) if encoder else None,
+        "references": [reference.source for reference in references],
+        "prompts": list(prompts),
+        "methods": methods,
+        "content": options.content,
+        "content_scale": options.content_scale if options.content is not None else None,
+        "scale": options.scale,
+        "seed": options.seed,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "device": pipe._execution_device.type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "offload": options.offload,
+    }

@@ -1,0 +1,418 @@
+"""`instantstyle probe`: what it measures, what it concludes, what it keeps, and what it writes into an adapter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from instantstyle import carried, cli, conditions, generate, grid, models, probe, recipe, tiny
+from instantstyle.probe import propose, propose_by_proxy
+from instantstyle.tiny import judges
+from pipeline_instantstyle import AdapterFile
+
+
+EVERY = ("down", "mid", "up.0", "up.1")
+ADAPTER = tiny.path() / "sdxl_models" / "ip-adapter_sdxl.safetensors"
+
+
+def effect(palette=0.0, background=0.0, texture=0.0, wrong=0.0, leaked=0.0, nearer=0.0) -> dict[str, float]:
+    """Say what one group does to the scores."""
+    return {
+        "palette": palette,
+        "background": background,
+        "texture": texture,
+        "content_right": -wrong,
+        "content_leaked": leaked,
+        "distance": -nearer,
+    }
+
+
+NOTHING = {**effect(), "content_right": 0.99, "distance": 12.0}
+WORLD = {
+    "down": effect(palette=0.05, wrong=0.1, leaked=0.08, nearer=6.0),
+    "mid": effect(palette=0.003, nearer=0.2),
+    "up.0": effect(texture=0.4, background=0.1, nearer=2.0),
+    "up.1": effect(palette=0.6, background=0.3, wrong=0.01, nearer=1.0),
+}
+
+
+def measure(groups: tuple[str, ...], world=WORLD) -> dict[str, float]:
+    """Score groups whose effects add up."""
+    return {name: value + sum(world[group][name] for group in groups) for name, value in NOTHING.items()}
+
+
+def conclude(world=WORLD) -> tuple[probe.Proposal, list[tuple[str, ...]]]:
+    """Propose and measure what is wanted, as the probe does; also give what was wanted."""
+    scores = {groups: measure(groups, world) for groups in probe.plan(tuple(world))}
+    wanted = []
+    while (proposal := propose(scores)).wanted:
+        wanted += proposal.wanted
+        scores |= {groups: measure(groups, world) for groups in proposal.wanted}
+    return proposal, wanted
+
+
+def test_style_grows_by_what_adds_most():
+    proposal, wanted = conclude()
+    assert proposal.style == ("up.0", "up.1")
+    assert proposal.layout == ("down",)
+    # Every pair with the best group; that group with each other two is all but one, which is measured already.
+    assert set(wanted) == {("down", "up.1"), ("mid", "up.1"), ("up.0", "up.1")}
+    assert [reason.split()[0] for reason in proposal.reasons[:2]] == ["up.1", "up.0"]
+
+
+def test_a_group_that_breaks_content_is_passed_over():
+    world = WORLD | {"up.1": effect(palette=0.9, leaked=0.016)}
+    assert conclude(world)[0].style == ("up.0",)
+    world = WORLD | {"up.1": effect(palette=0.9, wrong=0.031)}
+    assert conclude(world)[0].style == ("up.0",)
+    world = WORLD | {"up.0": effect(texture=0.4, wrong=0.025)}  # each is well alone, together they are not
+    assert conclude(world)[0].style == ("up.1",)
+
+
+def test_a_small_gain_ends_the_search():
+    assert conclude(WORLD | {"mid": effect(palette=0.029)})[0].style == ("up.0", "up.1")
+    assert conclude(WORLD | {"mid": effect(palette=0.031)})[0].style == ("mid", "up.0", "up.1")
+
+
+def test_nothing_acceptable():
+    proposal, wanted = conclude({group: effect(palette=0.5, leaked=0.1, nearer=0.1) for group in EVERY})
+    assert (proposal.style, proposal.layout, wanted) == ((), (), [])
+    assert "No group keeps content right" in proposal.reasons[0]
+    proposal, _ = conclude({group: effect(palette=0.02) for group in EVERY})
+    assert proposal.style == ()
+    assert "the best adds 0.007" in proposal.reasons[0]
+
+
+def test_all_groups_may_be_style():
+    proposal, _ = conclude({group: effect(palette=0.1, nearer=3.0) for group in EVERY})
+    assert (proposal.style, proposal.layout) == (EVERY, ())
+    assert conclude({"only": effect(palette=0.1)})[0].style == ("only",)
+
+
+def test_layout_is_not_taken_from_style():
+    world = WORLD | {"up.1": {**WORLD["up.1"], "distance": -9.0}}
+    assert conclude(world)[0].layout == ("down",)
+    assert conclude(world | {"down": effect(nearer=0.4)})[0].layout == ()
+
+
+@pytest.mark.parametrize("rule", [propose, propose_by_proxy])
+@pytest.mark.parametrize("missing", [(), ("mid",)])
+def test_a_table_that_lacks_an_entry_is_refused(rule, missing):
+    entries = [(), EVERY, *((group,) for group in EVERY)]
+    scores = {groups: measure(groups) for groups in entries if groups != missing}
+    for table in (scores, {(): measure(())}, {}):
+        with pytest.raises(ValueError, match="`scores` must hold"):
+            rule(table)
+
+
+def likeness(reference: float, prompt: float | None = None) -> dict[str, float]:
+    return {"reference_likeness": reference} | ({} if prompt is None else {"prompt_likeness": prompt})
+
+
+def test_the_proxys_proposal():
+    scores = {(): likeness(0.3, 0.30), EVERY: likeness(0.8, 0.20)}
+    scores |= {("down",): likeness(0.7, 0.21), ("mid",): likeness(0.31, 0.31), ("up.0",): likeness(0.6, 0.29)}
+    proposal = propose_by_proxy({**scores, ("up.1",): likeness(0.2, 0.30)})
+    assert (proposal.style, proposal.layout, proposal.wanted) == (("up.0",), (), ())
+    assert "gains 60%" in proposal.reasons[0]
+    assert "loses 10%" in proposal.reasons[0]
+    blind = {groups: likeness(one["reference_likeness"]) for groups, one in scores.items()} | {
+        ("up.1",): likeness(0.2)
+    }
+    assert propose_by_proxy(blind).style == ("down",)
+    assert "prompt" not in propose_by_proxy(blind).reasons[0]
+    nothing = dict.fromkeys([(), EVERY, *((group,) for group in EVERY)], likeness(0.3, 0.3))
+    assert propose_by_proxy(nothing).style == ()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """Load the embedded checkpoint with its adapter on all blocks."""
+    options = argparse.Namespace(
+        **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
+    )
+    model = models.find_model("tiny")
+    found = generate.load(options, model, models.find_adapter(None, model))
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def differ(first: list[Image.Image], second: list[Image.Image]) -> bool:
+    return any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def scorers(pipe) -> dict[str, probe.Scorer]:
+    references = [reference.image for reference in grid.draw_references()[:2]]
+    jury = judges.Judges.load(tiny.path())
+    return {
+        "judges": probe.Judged(pipe, jury, pairs=2, seed=5, steps=1, guidance=5.0),
+        "proxy": probe.ByProxy(pipe, references, ["a heart"], grid.Sampling(seed=5, steps=1, guidance=5.0)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["judges", "proxy"])
+def test_one_group_is_what_set_target_blocks_does(kind, scorers, pipe):
+    scorer = scorers[kind]
+    told = []
+    group = "up_blocks.1.attentions.2"
+    assert group in probe.attention_groups(pipe)
+    finding = scorer.measure((group,), told.append)
+    assert sum(told) == scorer.count == len(finding.pictures) == 2
+    pipe.set_target_blocks(group)
+    seeds = [5, 5]
+    if kind == "judges":
+        seeds = [conditions.make_seed("selection", int(number), 5) for number in scorer.pairs.numbers]
+    for picture, (reference, prompt), seed in zip(finding.pictures, scorer.shown, seeds, strict=True):
+        own = pipe(
+            prompt,
+            ip_adapter_image=reference,
+            num_inference_steps=1,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        # The judges' pictures are made in batches, where a channel may be rounded the other way.
+        distance = np.abs(np.asarray(own, dtype=int) - np.asarray(picture, dtype=int)).max()
+        assert distance <= (kind == "judges")
+    everything = scorer.measure(probe.attention_groups(pipe), told.append)
+    nothing = scorer.measure((), told.append)
+    for first, second in ((finding, everything), (finding, nothing), (everything, nothing)):
+        assert differ(first.pictures, second.pictures)
+    assert set(finding.scores) >= set(scorer.columns)
+
+
+def test_the_proxys_scores_are_cosines(scorers, pipe):
+    scorer = scorers["proxy"]
+    reference, prompt = scorer.shown[0]
+    own = pipe.image_encoder(pipe.feature_extractor(images=[reference], return_tensors="pt").pixel_values).image_embeds
+    assert torch.allclose(scorer.references[0] * own.norm(), own[0], atol=1e-4)
+    ids = pipe.tokenizer_2([prompt], padding="max_length", return_tensors="pt").input_ids
+    text = pipe.text_encoder_2(ids).text_embeds
+    assert torch.allclose(scorer.prompts[0] * text.norm(), text[0], atol=1e-4)
+    cosine = torch.cosine_similarity(own, text).item()
+    assert float(scorer.references[0] @ scorer.prompts[0]) == pytest.approx(cosine, abs=1e-5)
+
+
+def test_prompts_of_another_space_are_left_out(pipe):
+    narrow = SimpleNamespace(config=SimpleNamespace(projection_dim=7), text_projection=None)
+    other = SimpleNamespace(
+        text_encoder_2=narrow,
+        image_encoder=pipe.image_encoder,
+        feature_extractor=pipe.feature_extractor,
+        _execution_device=pipe._execution_device,
+    )
+    picture = Image.new("RGB", (64, 64))
+    for one in (other, SimpleNamespace(**{k: v for k, v in vars(other).items() if k != "text_encoder_2"})):
+        scorer = probe.ByProxy(one, [picture], ["a heart"], grid.Sampling(0, 1, 5.0))
+        assert list(scorer.columns) == ["reference_likeness"]
+        assert probe.NO_PROMPT_NOTE in scorer.notes
+
+
+class Additive:
+    """A scorer of made-up numbers that can be interrupted."""
+
+    name, notes, columns, count = "made up", ["made up"], {"palette": ".2f"}, 1
+
+    def __init__(self, patience: int = 1000) -> None:
+        self.shown = [(Image.new("RGB", (8, 8)), "a heart")] * 2
+        self.patience, self.measured = patience, []
+
+    def measure(self, groups, progress) -> probe.Finding:
+        if len(self.measured) == self.patience:
+            raise KeyboardInterrupt
+        self.measured.append(groups)
+        progress(1)
+        scores = {name: {"mean": mean, "low": mean, "high": mean} for name, mean in measure(groups).items()}
+        shade = len(self.measured)
+        return probe.Finding(groups, scores, [Image.new("RGB", (8, 8), (shade, 0, n)) for n in range(2)])
+
+    def propose(self, scores) -> probe.Proposal:
+        return propose(scores)
+
+
+def test_an_interrupted_probe_goes_on_where_it_was(tmp_path):
+    whole = Additive()
+    for name in ("whole", "kept"):
+        (tmp_path / name).mkdir()
+    findings, proposal = probe.search(whole, EVERY, tmp_path / "whole")
+    first, second, third = Additive(patience=4), Additive(patience=8), Additive()
+    for part in (first, second):
+        with pytest.raises(KeyboardInterrupt):
+            probe.search(part, EVERY, tmp_path / "kept")
+    resumed, again = probe.search(third, EVERY, tmp_path / "kept")
+    assert first.measured + second.measured + third.measured == whole.measured
+    assert len(set(whole.measured)) == len(whole.measured)
+    assert again == proposal
+    assert {groups: one.scores for groups, one in resumed.items()} == {g: one.scores for g, one in findings.items()}
+    last = Additive()
+    kept, _ = probe.search(last, EVERY, tmp_path / "kept")
+    assert last.measured == []
+    for groups, finding in resumed.items():
+        assert not differ(finding.pictures, kept[groups].pictures)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("reference") / "drawn.png"
+    grid.draw_references()[0].image.save(path)
+    return str(path)
+
+
+def test_by_proxy_from_the_command_line(tmp_path, reference, capsys, monkeypatch, pipe):
+    saved = tmp_path / "with-presets.safetensors"
+    words = ["probe", "--reference", reference, "--prompt", "a heart", "--steps", "1", "--device", "cpu"]
+    words += ["-o", str(tmp_path / "out")]
+    made = []
+    paint = grid.paint_cell
+    monkeypatch.setattr(
+        grid, "paint_cell", lambda pipe, cell, sampling: made.append(cell) or paint(pipe, cell, sampling)
+    )
+    assert cli.main(words) == 0
+    captured = capsys.readouterr()
+    every = probe.attention_groups(pipe)
+    assert len(made) == 2 + 2 * len(every)
+    assert "These scores are a proxy" in captured.out
+    assert captured.out.endswith(f"\n{tmp_path}/out/probe.png\n{tmp_path}/out/probe.json\n")
+    found = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert found["scored_by"] == "proxy"
+    assert found["notes"][0].startswith("These scores are a proxy")
+    assert tuple(found["groups"]) == every
+    names = [one["name"] for one in found["conditions"]]
+    assert names == ["no reference", "all", *every, *(f"all but {group}" for group in every)]
+    assert str(Path(reference).parent) not in json.dumps(found)
+    with Image.open(tmp_path / "out" / "probe.png") as picture:
+        assert picture.width > 128 * (3 + len(every))
+    assert recipe.read(tmp_path / "out" / "probe.png")["scored_by"] == "proxy"
+
+    made.clear()
+    code = cli.main([*words, "--save", str(saved)])
+    captured = capsys.readouterr()
+    assert made == []
+    presets = found["proposal"]["presets"]
+    if not presets:
+        assert (code, saved.exists()) == (2, False)
+        assert "--save: nothing was written" in captured.err
+    else:
+        assert code == 0
+        assert AdapterFile(saved).presets == AdapterFile(ADAPTER).presets | presets
+
+
+def test_what_decides_the_result_has_its_own_folder(tmp_path, reference, monkeypatch):
+    kept = []
+    monkeypatch.setattr(probe, "search", lambda scorer, every, folder, bars: kept.append(folder) or 1 / 0)
+    words = ["probe", "--reference", reference, "--prompt", "a heart", "--device", "cpu", "-o", str(tmp_path)]
+    for change in ([], [], ["--seed", "1"], ["--prompt", "a star"], ["--guidance", "2"], ["--steps", "2"]):
+        with pytest.raises(ZeroDivisionError):
+            cli.main([*words, *change])
+    assert kept[0] == kept[1]
+    assert len(set(kept[1:])) == len(kept) - 1
+
+
+def test_with_judges_from_the_command_line(tmp_path, capsys):
+    words = ["probe", "--pairs", "1", "--steps", "1", "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    assert "Scored by the judges" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert (found["scored_by"], found["split"], found["pairs"]) == ("judges", "selection", 1)
+    assert {"content_right", "content_leaked", "style", "palette", "background", "texture", "layout_copied"} <= set(
+        found["conditions"][0]["scores"]
+    )
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_presets_are_carried_and_nothing_else_changes(in_place, tmp_path, pipe):
+    source = tmp_path / "adapter.safetensors"
+    before = {
+        "format": "pt",
+        "author": "ünï",
+        carried.KEY: json.dumps({"mine": ["mid_block"], "style": ["up_blocks.0"]}),
+    }
+    save_file(load_file(ADAPTER), source, metadata=before)
+    tensors = load_file(source)
+    target = source if in_place else tmp_path / "saved.safetensors"
+    presets = {"style": ["up_blocks.1.attentions.2"], "layout": {"mid_block": 0.5}}
+    carried.write_presets(source, target, presets)
+    with safe_open(target, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata.pop(carried.KEY) != before.pop(carried.KEY)
+    assert metadata == before
+    read = AdapterFile(target)
+    assert read.presets == {"mine": ["mid_block"], **presets}
+    assert list(load_file(target)) == list(tensors)
+    for name, tensor in load_file(target).items():
+        assert tensor.dtype == tensors[name].dtype
+        assert tensor.numpy().tobytes() == tensors[name].numpy().tobytes()
+    shutil.copytree(ADAPTER.parent / "image_encoder", tmp_path / "image_encoder")
+    try:
+        pipe.load_ip_adapter(tmp_path, subfolder="", weight_name=target.name)
+        assert pipe.target_blocks == {"up_blocks.1.attentions.2": 1.0}
+        pipe.set_target_blocks("layout")
+        assert pipe.target_blocks == {"mid_block.attentions.0": 0.5}
+    finally:
+        pipe.load_ip_adapter(ADAPTER.parent, subfolder="", weight_name=ADAPTER.name, target_blocks="all")
+
+
+def test_a_copy_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "saved.safetensors"
+    target.write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(carried.shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        carried.write_presets(ADAPTER, target, {"style": ["mid_block"]})
+    assert target.read_text() == "old"
+    for content in (b"", b"\xff" * 30, b"\x02" + bytes(7) + b"[]"):
+        (tmp_path / "torn.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match="torn.safetensors is not a safetensors file"):
+            carried.write_presets(tmp_path / "torn.safetensors", target, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.safetensors", "torn.safetensors"]
+
+
+def test_style_and_layout_together_are_never_another_models(pipe):
+    both = probe.Proposal(style=("a", "b"), layout=("c",))
+    assert probe.named_presets(both, pipe) == {"style": ["a", "b"], "layout": ["c"], "style+layout": ["a", "b", "c"]}
+    named = probe.named_presets(probe.Proposal(style=("a",)), pipe)
+    assert named["style"] == ["a"]
+    assert {"a"} < set(named["style+layout"])
+    assert probe.named_presets(probe.Proposal(layout=("c",)), pipe) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reference", "{folder}/none.png"], "--reference: {folder}/none.png: No such file"),
+        (["--prompt", "a heart", "--pairs", "3"], "--pairs: only judges draw pairs"),
+        (["--model", "{model}"], "--reference and --prompt: needed with --model model"),
+        (["--model", "nothing"], "--model: 'nothing' is not a folder or file here"),
+        (["--adapter", "{text}"], "text.png"),
+        (["-o", "{text}"], "--output: {text} is not a folder"),
+        (["-o", "{folder}/none/out"], "--output: the folder {folder}/none does not exist"),
+        (["--save", "{folder}/adapter.bin"], "does not end in .safetensors"),
+        (["--save", "{folder}/none/a.safetensors"], "--save: the folder {folder}/none does not exist"),
+        (["--save", "{folder}/a.safetensors", "--adapter", "{bin}"], "--save: adapter.bin is not a .safetensors file"),
+        (["--pairs", "0"], "--pairs: expected a whole number above 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_told_before_anything_is_made(words, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "adapter.bin").write_text("not an adapter")
+    (tmp_path / "model").mkdir()
+    for part in ("unet", "sdxl_models"):
+        (tmp_path / "model" / part).symlink_to(tiny.path() / part)
+    places = {name: str(tmp_path / name) for name in ("model", "none")}
+    places |= {"folder": str(tmp_path), "text": str(tmp_path / "text.png"), "bin": str(tmp_path / "adapter.bin")}
+    monkeypatch.setattr(probe, "search", lambda *_: pytest.fail("it was probed"))
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main([word.format(**places) for word in ["probe", "-o", "{folder}/out", *words]]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("instantstyle: error: ")
+    assert message.format(**places) in captured.err
+    assert (captured.out, sorted(tmp_path.rglob("*"))) == ("", before)
