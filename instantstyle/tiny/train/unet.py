@@ -78,7 +78,7 @@ class UNetStage(LatentStage):
     """Train the UNet on captions that name no style, some of it or all; a tenth are empty, for guidance."""
 
     name = "unet"
-    steps = 10000
+    steps = 8500
     batch = 48
     rate = 1.5e-3
 
