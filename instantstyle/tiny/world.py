@@ -114,7 +114,7 @@ class Scenes:
 
 
 def sample(count: int, generator: torch.Generator) -> Scenes:
-    """Draw `count` scenes, every attribute independently and evenly; the shape lies whole inside the frame."""
+    """Draw `count` scenes, every attribute independently and evenly; the frame cuts off tips of corners at most."""
 
     def even(low: float | Tensor, high: float | Tensor) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)

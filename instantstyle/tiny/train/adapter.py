@@ -22,7 +22,7 @@ class AdapterStage(unet.LatentStage):
     """Train the adapter to rebuild a picture from its own embedding and a caption that mostly names content alone."""
 
     name = "adapter"
-    steps = 3000
+    steps = 1500
     batch = 64
     rate = 1e-3
 
@@ -52,9 +52,10 @@ class AdapterStage(unet.LatentStage):
         chance = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
         hidden, added = self.captions.encode([write_caption(self.scenes.words(int(row)), chance) for row in rows])
         shown = torch.rand(count, generator=generator) >= PICTURE_DROPOUT
-        added["image_embeds"] = [(self.image_embeds[rows].float() * shown[:, None])[:, None].to(self.device)]
+        image_embeds = (self.image_embeds[rows].float() * shown[:, None])[:, None].to(self.device)
         mixed, timesteps, velocity = self.noisy(rows, generator)
-        found = self.network(mixed, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
+        known = {**added, "image_embeds": [image_embeds]}
+        found = self.network(mixed, timesteps, hidden, added_cond_kwargs=known, return_dict=False)[0]
         return unet.velocity_error(found, velocity, timesteps), {}
 
     def save(self, folder: Path) -> None:

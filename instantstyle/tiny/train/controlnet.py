@@ -17,7 +17,7 @@ class ControlNetStage(unet.LatentStage):
     """Train a copy of the UNet's encoder that sees the figure's outline; the UNet stays as it is."""
 
     name = "controlnet"
-    steps = 1500
+    steps = 1200
     batch = 32
     rate = 1e-3
 

@@ -16,13 +16,14 @@ from instantstyle.tiny.train import loop
 
 BLOBS = 1 / 8  # of a batch
 RECONSTRUCTED = 3 / 8
+EXAMINED = 2048  # pictures, in the end
 
 
 class JudgesStage(loop.Stage):
     """Train the judges; they share nothing with the generator but the autoencoder that degrades some drawings."""
 
     name = "judges"
-    steps = 900
+    steps = 2700
     batch = 64
     rate = 1.5e-3
 
@@ -82,13 +83,13 @@ def degrade(pictures: Tensor, vae: AutoencoderKL, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def examine(judge: judges.Judges, vae: AutoencoderKL, count: int = 2048) -> dict[str, dict[str, float]]:
+def examine(judge: judges.Judges, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
     """Return the part of each attribute judged rightly on drawings and reconstructions that were not trained on.
 
     A layout is right within 3 pixels of the centre and 2 of the size; blobs are right when they are refused.
     """
     generator = torch.Generator().manual_seed(loop.hash_seed("examination", 0, 0))
-    scenes = world.sample(count, generator)
+    scenes = world.sample(EXAMINED, generator)
     drawings = world.draw(scenes)
     decoded = [vae.decode(vae.encode(part * 2 - 1).latent_dist.mean).sample / 2 + 0.5 for part in drawings.split(64)]
     found = {

@@ -24,6 +24,12 @@ STAGES = {
 }
 
 
+def load(name: str) -> type[loop.Stage]:
+    """Import the class of a stage."""
+    module, _, cls = STAGES[name].partition(":")
+    return getattr(importlib.import_module(f"instantstyle.tiny.train.{module}"), cls)
+
+
 def run(name: str, options: argparse.Namespace) -> None:
     """Run one stage in as many processes as were asked for."""
     if options.processes == 1:
@@ -40,10 +46,7 @@ def work(rank: int, name: str, options: argparse.Namespace, meeting: str) -> Non
     if options.processes > 1:
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=options.processes)
     torch.manual_seed(loop.SEED)
-    module, _, cls = STAGES[name].partition(":")
-    stage = getattr(importlib.import_module(f"instantstyle.tiny.train.{module}"), cls)(
-        options.work, torch.device(options.device)
-    )
+    stage = load(name)(options.work, torch.device(options.device))
     if options.steps:
         stage.steps = options.steps
     loop.train(stage, rank=rank, processes=options.processes)

@@ -51,7 +51,7 @@ class DecoderStage(VAEStage):
     """Train the decoder alone for longer: it makes pictures crisper and leaves the latents as the UNet knows them."""
 
     name = "decoder"
-    steps = 3000
+    steps = 1200
     rate = 1e-3
 
     def __init__(self, work: Path, device: torch.device) -> None:
