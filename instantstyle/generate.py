@@ -18,7 +18,7 @@ from PIL import Image
 
 from instantstyle import models, recipe
 from instantstyle.console import calm
-from instantstyle.version import __version__
+from instantstyle.version import versions
 
 
 # Each of these says nothing without the other.
@@ -343,13 +343,3 @@ def describe(
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "offload": options.offload,
     }
-
-
-def versions() -> dict[str, str]:
-    """Name the versions of what paints."""
-    import diffusers
-    import torch
-    import transformers
-
-    used = {module.__name__: str(module.__version__) for module in (diffusers, torch, transformers)}
-    return {"instantstyle": __version__, **used}
