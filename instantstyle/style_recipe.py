@@ -76,8 +76,9 @@ class Recipe:
         _expect(is_list and all(isinstance(one, Source) for one in self.sources), "sources", self.sources, "pictures")
         for name, value in (("adapter", self.adapter), ("image_encoder", self.image_encoder)):
             _expect(isinstance(value, str) and HASH.fullmatch(value), name, value, "a hash of 64 hexadecimal digits")
-        strings = _is_map(self.versions) and all(isinstance(value, str) for value in self.versions.values())
-        _expect(strings, "versions", self.versions, "names with versions")
+        words = [*self.versions, *self.versions.values()] if _is_map(self.versions) else [None]
+        printable = all(isinstance(word, str) and word.isprintable() for word in words)
+        _expect(printable, "versions", self.versions, "names with versions")
 
     def to_json(self) -> str:
         """Write it as JSON, with the number of the format."""

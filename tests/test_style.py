@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, Pair, differ, each_family, every_host, most_hosts, same
+from diffusers import StableDiffusionSAGPipeline
 from diffusers.image_processor import IPAdapterMaskProcessor
 from hosts import CLIP_WIDTH, HOSTS, Host, components, content_encoder, make, picture, write_adapter
 from test_batches import (
@@ -23,6 +27,7 @@ from test_batches import (
 )
 from test_laws import Broken, changed, failing_unet, identities, random_states
 
+import pipeline_instantstyle
 from instantstyle import Style, applied, baking
 
 
@@ -382,8 +387,6 @@ def test_a_style_of_another_family_is_refused(host: Host, pair: Pair, bare: Pair
 
 def renamed(style: Style, **changes: Any) -> Style:
     """Return the style with another recipe."""
-    from dataclasses import replace
-
     return Style(style.tensors, replace(style.recipe, **changes))
 
 
@@ -395,8 +398,6 @@ def test_a_style_of_other_layers_is_refused(host: Host, pair: Pair) -> None:
     there = {name: tensor for name, tensor in style.tensors.items() if name.startswith(layer)}
     elsewhere = {name.replace(layer, absent): tensor for name, tensor in there.items()}
     narrow = {name: tensor[..., :4] for name, tensor in there.items()}
-    from dataclasses import replace
-
     for tensors, scales, says in (
         (elsewhere, {absent: 1.0}, "no such layer"),
         (narrow, {layer: 1.0}, f"of width 4, but the UNet has one of width {style.width(layer)}"),
@@ -447,8 +448,6 @@ def test_what_cannot_work_while_a_style_is_applied_is_refused(
 
 
 def test_pipelines_that_take_no_style_are_refused() -> None:
-    from diffusers import StableDiffusionSAGPipeline
-
     pipe = StableDiffusionSAGPipeline(**components("sd15"))
     for wrong, error, says in (
         (pipe, ValueError, "`pipe` cannot paint in a style: StableDiffusionSAGPipeline"),
@@ -580,3 +579,77 @@ def test_the_recipe_says_what_a_style_is_made_of(host: Host, pair: Pair) -> None
     assert recipe.adapter == baking.fingerprint(pair.stock.unet.encoder_hid_proj)
     assert recipe.image_encoder == baking.fingerprint(pair.stock.image_encoder) != recipe.adapter
     assert recipe.versions["torch"] == torch.__version__
+
+
+# --- Blends ----------------------------------------------------------------------------------------------------------
+
+
+@each_family
+def test_with_the_adapter_at_hand_embeddings_are_blended_and_encoded_again(host: Host, pair: Pair) -> None:
+    """As one style of both pictures is; the blend of keys and values is another."""
+    one, other = pair.variant.encode_style(FIRST), pair.variant.encode_style(SECOND)
+    painted = pair.paint(pair.variant, style=pair.variant.encode_style([FIRST, SECOND], weights=[3, 1]))
+    blend = Style.blend([one, other], [3, 1], pipe=pair.variant)
+    assert same(painted, pair.paint(pair.variant, style=blend), TOLERANCE)
+    assert differ(painted, pair.paint(pair.variant, style=Style.blend([one, other], [3, 1])))
+    assert differ(painted, pair.paint(pair.variant, style=Style.blend([one, other], [1, 3], pipe=pair.variant)))
+    for layer in blend.layers:
+        assert torch.equal(blend.tensors[f"{layer}.keys"][0], one.tensors[f"{layer}.keys"][0])
+
+
+@each_family
+def test_a_batch_interpolates_between_two_styles(host: Host, pair: Pair) -> None:
+    one, other = pair.variant.encode_style(FIRST), pair.variant.encode_style(SECOND)
+    for pipe in (None, pair.variant):
+        steps = Style.interpolate(one, other, 3, pipe=pipe)
+        rows = [
+            pair.paint(pair.variant, **asking(host, 0), **drawing(host, 7), style=style)[0]
+            for style in (one, Style.blend([one, other], pipe=pipe), other)
+        ]
+        asked = {**asking(host, 0, 0, 0), **drawing(host, 7, 7, 7)}
+        assert rows_are(both_ways(pair, steps, **asked), rows)
+        assert rows_are_not(both_ways(pair, steps[::-1], **asked), rows)
+
+
+@pytest.mark.parametrize("host", [HOSTS["stable_diffusion_xl"]], ids=["sdxl"])
+def test_blending_with_another_adapter_is_refused(host: Host, pair: Pair, bare: Pair, tmp_path: Any) -> None:
+    style = pair.variant.encode_style(FIRST)
+    with pytest.raises(ValueError, match="none is loaded"):
+        Style.blend([style], pipe=bare.variant)
+    bare.variant.load_ip_adapter(*write_adapter(tmp_path, host.family, seed=1))
+    with pytest.raises(ValueError, match="`pipe` has the adapter .* encoded with .* without `pipe`"):
+        Style.blend([style], pipe=bare.variant)
+    tensors = {name: tensor for name, tensor in style.tensors.items() if name != "embeds"}
+    with pytest.raises(ValueError, match="`styles` hold no 'embeds'"):
+        Style.blend([Style(tensors, style.recipe)], pipe=pair.variant)
+
+
+# --- The plugin by itself --------------------------------------------------------------------------------------------
+
+
+def test_a_plugin_that_was_loaded_alone_takes_styles_too(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers executes the file under a name of its own; without the package, what needs it says so."""
+    spec = importlib.util.spec_from_file_location("another_copy", pipeline_instantstyle.__file__)
+    assert spec is not None and spec.loader is not None
+    copied = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "another_copy", copied)
+    spec.loader.exec_module(copied)
+    host = HOSTS["stable_diffusion_xl"]
+    pair = Pair(host)
+    pair.stock.load_ip_adapter(*adapters["sdxl"])
+    pipe = make(host, copied.StableDiffusionXLInstantStylePipeline)
+    pipe.load_ip_adapter(*adapters["sdxl"], target_blocks="all")
+    style, painted = pipe.encode_style(FIRST), pair.paint(pair.stock, ip_adapter_image=FIRST)
+    assert same(painted, pair.paint(pipe, style=style), TOLERANCE)
+    with style.applied(pipe):
+        assert type(pipe) is copied.StableDiffusionXLInstantStylePipeline
+        assert same(painted, pair.paint(pipe), TOLERANCE)
+    assert same(painted, pair.paint(pipe, ip_adapter_image=FIRST), TOLERANCE)
+    assert differ(painted, pair.paint(pipe))
+    for module in ("baking", "applying"):
+        monkeypatch.setitem(sys.modules, f"instantstyle.{module}", None)
+    with pytest.raises(ImportError, match="`encode_style` needs the package .*pip install instantstyle"):
+        pipe.encode_style(FIRST)
+    with pytest.raises(ImportError, match="`style` needs the package"):
+        pair.paint(pipe, style=style)
+    assert same(painted, pair.paint(pipe, ip_adapter_image=FIRST), TOLERANCE)

@@ -248,6 +248,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         "`size` must be two whole numbers",
     ),
     "a hash that is none": (rewritten(recipe=recipe(adapter="../../etc")), "`adapter` must be a hash"),
+    "versions that steer a terminal": (
+        rewritten(recipe=recipe(versions={"torch": "\x1b[2J"})),
+        "`versions` must be names",
+    ),
     "versions that are numbers": (rewritten(recipe=recipe(versions={"torch": 2})), "`versions` must be names"),
 }
 
