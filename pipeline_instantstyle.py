@@ -1522,7 +1522,7 @@ class InstantStyleMixin(_Host):
             new = super().from_pipe(pipeline, **kwargs)
             unet = new._bare_unet
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
-                if adapter is not None:
+                if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
                     state, processors = adapter
                     copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
                     attach(unet, copied, copy.deepcopy(processors))

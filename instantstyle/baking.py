@@ -83,6 +83,10 @@ def _one_adapter(unet: Any) -> AdapterState:
             f"A style is encoded with one IP-Adapter, but {len(state.targets)} are loaded. Load one after the other; "
             "a tuple combines their styles in one picture."
         )
+    if "FaceID" in type(state.projection.image_projection_layers[0]).__name__:
+        raise ValueError(
+            "A style is encoded from a picture, but this IP-Adapter takes a face recogniser's embeddings."
+        )
     return state
 
 

@@ -51,6 +51,9 @@ class Style:
             raise ValueError(f"`tensors` make no style: {error}.") from error
         object.__setattr__(self, "tensors", tensors)
 
+    def __reduce__(self) -> Any:
+        return Style, (dict(self.tensors), self.recipe)
+
     @property
     def layers(self) -> list[str]:
         """The layers that see the style."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +69,13 @@ def test_a_style_comes_back_as_it_was(path: Path, dtype: torch.dtype) -> None:
     assert not equal(style, make(dtype, seed=1))
     assert not equal(style, make(dtype, replace(RECIPE, adapter="1" * 64)))
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_style_can_be_copied_and_sent_to_another_process() -> None:
+    style = make()
+    for copied in (copy.deepcopy(style), pickle.loads(pickle.dumps(style))):
+        assert equal(style, copied)
+        assert copied.tensors["embeds"] is not style.tensors["embeds"]
 
 
 def test_a_loaded_style_does_not_depend_on_its_file(path: Path) -> None:

@@ -608,6 +608,10 @@ def test_a_unet_compiled_with_a_style_serves_other_styles(host: Host, traced: Bu
     assert differ(eager, painted(style=other))
     assert backend.since(lambda: paint(traced)) == 1
     assert backend.since(lambda: painted(style=one)) == 0
+    with one.applied(pipe):
+        assert backend.since(painted) <= 1
+        assert same(eager, painted(), TOLERANCE)
+    assert backend.since(lambda: paint(traced)) == 0
     assert same(eager, paint(traced), TOLERANCE)
 
 
