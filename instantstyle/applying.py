@@ -117,7 +117,7 @@ def worn(pipe: Any, style: Any, scale: Any) -> Iterator[None]:
             stack.callback(vars(unet).pop, "_instantstyle", None)
         stack.enter_context(lifted(unet))
         state, processors = build(unet, tables, pipe._execution_device)
-        state.standing = row_numbers(len(arrangement), len(tables))
+        state.standing = row_numbers(len(arrangement) if isinstance(style, list) else None, len(tables))
         stack.callback(detach, unet, state)
         attach(unet, state, processors)
         yield
@@ -224,13 +224,18 @@ def build(unet: Any, tables: list[Any], device: torch.device) -> tuple[AdapterSt
     return state, processors
 
 
-def row_numbers(given: int, places: int) -> Callable[[int], list[torch.Tensor]]:
-    """What gives, for a number of prompts, the rows of each place: `(2 * prompts, 1, 1)`, unconditional first."""
+def row_numbers(listed: int | None, places: int) -> Callable[[int], list[torch.Tensor]]:
+    """What gives, for a number of prompts, the rows of each place: `(2 * prompts, 1, 1)`, unconditional first.
+
+    Args:
+        listed: The length of a list with one style for each prompt, or None where all prompts share one.
+        places: How many styles are combined.
+    """
 
     def rows(prompts: int) -> list[torch.Tensor]:
-        if given not in (1, prompts):
-            raise ValueError(f"`style` is a list of {given}, one for each prompt, but there are {prompts} prompts.")
-        unconditional = 2 * torch.arange(given).expand(prompts)
+        if listed not in (None, prompts):
+            raise ValueError(f"`style` is a list of {listed}, one for each prompt, but there are {prompts} prompts.")
+        unconditional = 2 * torch.arange(listed or 1).expand(prompts)
         return [torch.cat([unconditional, unconditional + 1])[:, None, None] for _ in range(places)]
 
     return rows

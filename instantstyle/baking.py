@@ -91,8 +91,8 @@ def _one_adapter(unet: Any) -> AdapterState:
 
 
 def _check_picture(picture: Any) -> Any:
-    if not hasattr(picture, "getexif") and getattr(picture, "ndim", 0) not in (2, 3):
-        expected = "a picture (PIL image, array or tensor of 2 or 3 dimensions), or a list of them"
+    if not hasattr(picture, "getexif") and not (isinstance(picture, np.ndarray) and picture.ndim in (2, 3)):
+        expected = "a picture (PIL image, or array of the shape (height, width[, channels])), or a list of them"
         raise TypeError(f"`image` must be {expected}, but holds {picture!r:.80}.")
     return picture
 
@@ -100,8 +100,7 @@ def _check_picture(picture: Any) -> Any:
 def _size(picture: Any) -> tuple[int, int]:
     if hasattr(picture, "getexif"):
         return picture.size
-    height, width = picture.shape[-2:] if isinstance(picture, torch.Tensor) else picture.shape[:2]
-    return width, height
+    return picture.shape[1], picture.shape[0]
 
 
 def scales_for(unet: Any, state: AdapterState, target_blocks: Any) -> dict[str, float]:
@@ -132,7 +131,7 @@ def embed_picture(pipe: Any, picture: Any, encoder: str) -> torch.Tensor:
     """Embeddings of one picture, shape `(2, 1, ...)`, unconditional first; the last ones are remembered by content."""
     projection = type(_one_adapter(pipe._bare_unet).projection.image_projection_layers[0]).__name__
     how = f"{encoder} {pipe.feature_extractor} {projection} {pipe._execution_device} {pipe.image_encoder.dtype}"
-    pixels = picture.cpu().numpy() if isinstance(picture, torch.Tensor) else np.asarray(picture)
+    pixels = np.asarray(picture)
     head = f"{how} {type(picture)} {getattr(picture, 'mode', '')} {pixels.dtype} {pixels.shape}"
     key = hashlib.sha256(head.encode() + pixels.tobytes()).hexdigest()
     if key not in _remembered:

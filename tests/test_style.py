@@ -104,7 +104,7 @@ def test_guidance_cut_by_a_callback_cuts_the_rows_of_a_style(host: Host, pair: P
 
 
 @pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl"])
-def test_guess_mode_of_a_controlnet_sees_the_style(family: str, loaded_pairs: Any, adapters: Adapters) -> None:
+def test_guess_mode_of_a_controlnet_sees_the_style(family: str, adapters: Adapters) -> None:
     host = HOSTS[f"{family}_controlnet"]
     pair = Pair(host)
     pair.stock.load_ip_adapter(*adapters[host.family])
@@ -349,6 +349,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda s: {"style": [[s]]}, TypeError, "`style` must be a Style"),
     (lambda s: {"style": [s, s]}, ValueError, "`style` is a list of 2, one for each prompt, but there are 1"),
     (lambda s: {"style": [s, s], "prompt": ["a", "b", "c"]}, ValueError, "list of 2.* 3 prompts"),
+    (lambda s: {"style": [s], "prompt": ["a", "b"]}, ValueError, "list of 1.* 2 prompts"),
     (lambda s: {"style": [s, (s, s)], "prompt": ["a", "b"]}, ValueError, r"\[4\] tokens .* \[4, 4\]"),
     (lambda s: {"style": s, "style_scale": "1"}, TypeError, "`style_scale` must be a number.*'1'"),
     (lambda s: {"style": s, "style_scale": True}, TypeError, "`style_scale` must be a number.*True"),
@@ -461,7 +462,7 @@ BAD_ENCODINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"image": "picture.png"}, TypeError, "`image` must be a picture.*picture.png"),
     ({"image": []}, ValueError, "`image` is an empty list"),
     ({"image": [FIRST, None]}, TypeError, "`image` must be a picture.*None"),
-    ({"image": torch.zeros(1, 3, 32, 32)}, TypeError, "`image` must be a picture"),
+    ({"image": torch.zeros(3, 32, 32)}, TypeError, "`image` must be a picture"),
     ({"image": FIRST, "weights": [1, 2]}, ValueError, "`weights` must have a number for each of the 1 in `image`"),
     ({"image": FIRST, "weights": [0]}, ValueError, "`weights` must be finite and have a sum above 0"),
     ({"image": [FIRST, SECOND], "weights": ["1", 2]}, TypeError, "`weights` must be a list of numbers"),
@@ -579,6 +580,25 @@ def test_the_recipe_says_what_a_style_is_made_of(host: Host, pair: Pair) -> None
     assert recipe.adapter == baking.fingerprint(pair.stock.unet.encoder_hid_proj)
     assert recipe.image_encoder == baking.fingerprint(pair.stock.image_encoder) != recipe.adapter
     assert recipe.versions["torch"] == torch.__version__
+
+
+@each_family
+def test_an_array_is_a_picture_too(host: Host, pair: Pair) -> None:
+    wide = picture(3, (40, 24))
+    style, same_style = pair.variant.encode_style(wide), pair.variant.encode_style(np.asarray(wide))
+    assert same_style.recipe == style.recipe
+    for name, tensor in style.tensors.items():
+        assert torch.allclose(tensor, same_style.tensors[name], atol=TOLERANCE)
+    assert not torch.allclose(tensor, pair.variant.encode_style(FIRST).tensors[name], atol=100 * TOLERANCE)
+
+
+@pytest.mark.parametrize("host", [HOSTS["stable_diffusion_xl"]], ids=["sdxl"])
+def test_adapters_of_faces_make_no_style(host: Host, bare: Pair, adapters: Adapters) -> None:
+    bare.variant.load_ip_adapter(*adapters["sdxl"])
+    (layer,) = bare.variant.unet.encoder_hid_proj.image_projection_layers
+    layer.__class__ = type("IPAdapterFaceIDImageProjection", (type(layer),), {})
+    with pytest.raises(ValueError, match="takes a face recogniser's embeddings"):
+        bare.variant.encode_style(FIRST)
 
 
 # --- Blends ----------------------------------------------------------------------------------------------------------
