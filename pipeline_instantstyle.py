@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import importlib
 import inspect
 import json
 import math
@@ -455,6 +456,8 @@ class AdapterState:
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
     brought: dict[str, int] = field(default_factory=dict)  # the components that came with it, by identity
+    # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
+    standing: Callable[[int], list[torch.Tensor]] | None = None
 
 
 def adapter_state(unet: Any) -> AdapterState | None:
@@ -739,6 +742,26 @@ def _refuse_misspelt(given: Iterable[str], ours: Sequence[str]) -> None:
             raise TypeError(f"`{name}` is not an argument. Did you mean `{near[0]}`?")
 
 
+def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
+    names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
+    for name in (*names, "neg_content_prompt", "neg_content_embeds"):
+        if arguments.get(name) is not None and arguments[name] is not False:
+            raise ValueError(
+                f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
+                f"its content removed. Pass `style` or `{name}`; `encode_style` makes a style of a reference."
+            )
+
+
+def _package(module: str, what: str) -> Any:
+    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
+    try:
+        return importlib.import_module(f"instantstyle.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "instantstyle":
+            raise
+        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
+
+
 def _hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
 
@@ -994,6 +1017,8 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: Any = None,
         ip_adapter_image_per_prompt: bool = False,
+        style: Any = None,
+        style_scale: Any = 1.0,
         **kwargs: Any,
     ) -> Any:
         """Run the host pipeline. All its arguments are taken, and mean what they mean there.
@@ -1008,12 +1033,54 @@ class InstantStyleMixin(_Host):
             ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
                 reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
                 prompts, doubled under guidance.
+            style: a `Style` in place of a reference; a tuple of them, combined in one picture; or a list with one of
+                these for each prompt. `ip_adapter_masks` say where each of a tuple goes, as for adapters.
+            style_scale: a number for all, or numbers nested as `style` is. It multiplies the style's own scales.
 
         Raises:
             ValueError, TypeError: an argument does not fit the others or what is loaded. Nothing is changed then.
+            RuntimeError: `style` where another one is applied to the UNet already.
         """
         arguments, unet = _bind(super().__call__, args, kwargs), self._bare_unet
-        state = adapter_state(unet)
+        ours: dict[str, Any] = {
+            "neg_content_prompt": neg_content_prompt,
+            "neg_content_embeds": neg_content_embeds,
+            "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
+        }
+        with ExitStack() as stack:
+            if style is not None:
+                stack.enter_context(_package("applying", "`style`").worn(self, style, style_scale))
+            elif style_scale != 1.0:
+                raise ValueError(f"`style_scale` is {style_scale!r}, but there is no `style`. Pass one.")
+            state = adapter_state(unet)
+            if state is not None and state.standing is not None:
+                _refuse_beside_style(arguments | ours | {"target_blocks": target_blocks})
+            call = self._read_call(arguments, state, neg_content_scale=neg_content_scale, **ours)
+            targets = None if target_blocks is None else _resolve_each(target_blocks, unet, state)
+            if state is not None and state.standing is not None:
+                arguments["ip_adapter_image_embeds"] = call.embeds = state.standing(call.prompts)
+            masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
+            _check_masks(masks, call, state, targets or (state.targets if state else []))
+            if state is not None and not call.referenced:
+                targets = [{} for _ in state.targets]
+                arguments["ip_adapter_image_embeds"] = _placeholders(state)
+            arguments |= _cut_with_guidance(arguments, call)
+            stack.enter_context(_processors_kept(unet))
+            if state is not None and targets is not None:
+                stack.enter_context(self._targets_for_call(state, targets))
+            stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
+            self._instantstyle_call = call
+            return super().__call__(**arguments)
+
+    def _read_call(
+        self,
+        arguments: Mapping[str, Any],
+        state: AdapterState | None,
+        neg_content_prompt: Any = None,
+        neg_content_embeds: Any = None,
+        neg_content_scale: float | str = 1.0,
+        ip_adapter_image_per_prompt: bool = False,
+    ) -> _Call:
         if neg_content_prompt is not None and neg_content_embeds is not None:
             raise ValueError("Provide either `neg_content_prompt` or `neg_content_embeds`, not both.")
         call = _Call(
@@ -1031,20 +1098,7 @@ class InstantStyleMixin(_Host):
                 "`ip_adapter_image_embeds`."
             )
         self._check_content(call, state)
-        targets = None if target_blocks is None else _resolve_each(target_blocks, unet, state)
-        masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
-        _check_masks(masks, call, state, targets or (state.targets if state else []))
-        if state is not None and not call.referenced:
-            targets = [{} for _ in state.targets]
-            arguments["ip_adapter_image_embeds"] = _placeholders(state)
-        arguments |= _cut_with_guidance(arguments, call)
-        with ExitStack() as stack:
-            stack.enter_context(_processors_kept(unet))
-            if state is not None and targets is not None:
-                stack.enter_context(self._targets_for_call(state, targets))
-            stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
-            self._instantstyle_call = call
-            return super().__call__(**arguments)
+        return call
 
     def prepare_ip_adapter_image_embeds(
         self,
@@ -1089,9 +1143,66 @@ class InstantStyleMixin(_Host):
             call.rows.append(torch.cat([h.repeat_interleave(repeats, dim=0) for h in (*unconditional, conditional)]))
         return call.rows
 
+    def encode_style(
+        self,
+        image: Any,
+        neg_content_prompt: Any = None,
+        neg_content_scale: float | str = 1.0,
+        target_blocks: Any = None,
+        weights: Sequence[float] | None = None,
+    ) -> Any:
+        """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
+
+        Args:
+            image: a picture, or a list of them, of which the weighted mean is taken (of their CLIP embeddings).
+            neg_content_prompt: what it shows, to be removed: a string for all, or a list of one (or None) each.
+            neg_content_scale: how much of it to remove, or "auto" (see `remove_content`).
+            target_blocks: the blocks that see it (see `set_target_blocks`), at the scale that is set. By default those
+                in force.
+            weights: a number for each picture, divided by their sum. By default all count the same.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
+            ImportError: this file is used without its package.
+        """
+        encode = _package("baking", "`encode_style`").encode
+        self._adapter_to_change()
+        return encode(self, image, neg_content_prompt, neg_content_scale, target_blocks, weights)
+
+    @torch.no_grad()
+    def _embed_reference(self, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
+        """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
+        call = self._read_call(
+            reference,
+            adapter_state(self._bare_unet),
+            neg_content_prompt=neg_content_prompt,
+            neg_content_scale=neg_content_scale,
+        )
+        before, self._instantstyle_call = self._instantstyle_call, call
+        try:
+            (rows,) = self.prepare_ip_adapter_image_embeds(None, None, self._execution_device, 1, True)
+        finally:
+            self._instantstyle_call = before
+            self.maybe_free_model_hooks()
+        return rows
+
+    def unload_image_encoder(self) -> None:
+        """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again."""
+        state = adapter_state(self._bare_unet)
+        with self._offloading_suspended():
+            self.register_modules(image_encoder=None)
+        if state is not None:
+            state.brought.pop("image_encoder", None)
+
     @property
     def _bare_unet(self) -> Any:
         return getattr(self.unet, "_orig_mod", self.unet)
+
+    def _adapter_to_change(self) -> AdapterState | None:
+        state = adapter_state(self._bare_unet)
+        if state is not None and state.standing is not None:
+            raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
+        return state
 
     # Where to inject
 
@@ -1117,6 +1228,7 @@ class InstantStyleMixin(_Host):
                 Nothing is changed then.
         """
         _refuse_misspelt(kwargs, ["target_blocks"])
+        self._adapter_to_change()
         unet, sources = self._bare_unet, _as_list(pretrained_model_name_or_path_or_dict)
         subfolders, hub = _as_list(subfolder), _hub_arguments(kwargs)
         files = _open_files(sources, subfolders, _as_list(weight_name), hub)
@@ -1171,8 +1283,7 @@ class InstantStyleMixin(_Host):
 
     def unload_ip_adapter(self) -> None:
         """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay."""
-        unet = self._bare_unet
-        state = adapter_state(unet)
+        unet, state = self._bare_unet, self._adapter_to_change()
         if state is None:
             return
         with self._offloading_suspended():
@@ -1196,7 +1307,7 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: no adapter, an unknown name, a wrong scale, or weights that cannot be read again.
                 Nothing is changed then.
         """
-        state = adapter_state(self._bare_unet)
+        state = self._adapter_to_change()
         targets = _resolve_each(target_blocks, self._bare_unet, state)
         self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets))
 
@@ -1210,7 +1321,7 @@ class InstantStyleMixin(_Host):
         Raises:
             ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
         """
-        state = adapter_state(self._bare_unet)
+        state = self._adapter_to_change()
         if state is None:
             return super().set_ip_adapter_scale(scale)
         configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
@@ -1411,7 +1522,7 @@ class InstantStyleMixin(_Host):
             new = super().from_pipe(pipeline, **kwargs)
             unet = new._bare_unet
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
-                if adapter is not None:
+                if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
                     state, processors = adapter
                     copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
                     attach(unet, copied, copy.deepcopy(processors))

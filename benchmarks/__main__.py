@@ -22,11 +22,14 @@ from benchmarks.sdxl import SDXL, TINY, Dimensions, shallow, write_adapter
 from benchmarks.sides import AGAIN, ALL, OURS, PLAIN, STYLE
 from benchmarks.stats import at_least, at_most, estimate, ratio
 from benchmarks.steps import Steps, time_steps
+from benchmarks.styles import BATCH, EACH, FILE, STARTING, STYLES, measure_styles
 
 
+PARTS = ("loading", "steps", "compiled", "styles")
 FASTER = 4.0  # how many times faster than stock loading should be
 NO_GOAL = "for comparison"
 SLOWER = 1.01  # how much a step may take of one without any adapter
+STYLE_MB, STYLE_FILE_KB = 1, 450  # what a style may hold over plain SDXL, and its file in float16
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Side by side with stock diffusers.")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--tiny", action="store_true", help="a tiny UNet and few rounds: does it all run?")
-    parser.add_argument("--only", nargs="+", default=["loading", "steps"], choices=("loading", "steps", "compiled"))
+    parser.add_argument("--only", nargs="+", default=["loading", "steps"], choices=PARTS)
     parser.add_argument("--load-dtype", nargs="+", default=["float16", "float32"], help="UNet dtypes for loading")
     parser.add_argument("--step-dtype", help="UNet dtype for steps (bfloat16; float16 on a GPU)")
     parser.add_argument("--latents", type=int, help="side of the latents (16; 128 on a GPU)")
@@ -109,6 +112,33 @@ def report_steps(report: Report, args: argparse.Namespace, size: Dimensions, ada
     _note(report, what, steps)
 
 
+def report_styles(report: Report, args: argparse.Namespace, size: Dimensions, adapter: Path) -> None:
+    """Measure a style file beside the other ways to the same picture."""
+    dtype = getattr(torch, args.step_dtype)
+    found = measure_styles(size, adapter, dtype, args.device, args.latents, args.step_rounds)
+    what = f"{args.step_dtype}, {args.latents}x{args.latents} latents"
+    megabytes = {side: [found.held[side] / 1e6] for side in STARTING}
+    report.add(f"held over plain SDXL, MB, {args.step_dtype}", megabytes)
+    held, file = estimate(megabytes[FILE]), estimate([found.file / 1e3])
+    report.judge(f"a style holds at most {STYLE_MB} MB over plain SDXL", held, at_most(STYLE_MB, held))
+    report.judge(f"a style file takes at most {STYLE_FILE_KB} kB", file, at_most(STYLE_FILE_KB, file), 1)
+    for measure, (wall, cpu) in found.times.items():
+        for clock, samples in {"wall": wall, "CPU": cpu}.items():
+            if clock == "wall" or args.device == "cpu":
+                report.add(f"{measure}, {what}, {clock} s", samples, digits=4 if args.device == "cuda" else 3)
+    steps = found.times["step"][0]
+    slower = ratio(steps[FILE], steps[PLAIN])
+    report.judge(
+        f"a step with a style file takes at most {SLOWER:g} of a plain one", slower, at_most(SLOWER, slower), 4
+    )
+    again = ratio(steps[AGAIN], steps[PLAIN])
+    report.judge("a plain step, again, over a plain one", again, NO_GOAL, 4)
+    batches = found.times[f"a step of {STYLES} prompts in {STYLES} styles"][0]
+    report.judge("pictures per second in one batch, over one call each", ratio(batches[EACH], batches[BATCH]), NO_GOAL)
+    for side, value in found.differences.items():
+        report.notes.append(f"largest difference of {side} from ours, embeddings, over the largest value: {value:.1e}")
+
+
 def _note(report: Report, what: str, steps: Steps) -> None:
     for pair, value in steps.differences.items():
         report.notes.append(f"{what}: largest difference of {pair}, over the largest value: {value:.1e}")
@@ -140,6 +170,8 @@ def main() -> None:
         for mode in ("steps", "compiled"):
             if mode in args.only:
                 report_steps(report, args, size, adapter, compiled=mode == "compiled")
+        if "styles" in args.only:
+            report_styles(report, args, size, adapter)
     report.conditions["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
     print(report.text())
     if args.json:

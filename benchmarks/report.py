@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.sides import STEPPING
 from benchmarks.stats import Estimate, estimate
 
 
@@ -33,18 +32,22 @@ class Report:
         self.goals.append((goal, found.show(digits), verdict if self.judged else "not judged"))
 
     def text(self) -> str:
-        """All of it as Markdown."""
-        measured = [
-            [name, *(cells[side].show(digits) if side in cells else "-" for side in STEPPING)]
-            for name, cells, digits in self.rows
-        ]
+        """All of it as Markdown; what was measured in one table for each set of sides."""
         parts = [
             _table(["condition", "value"], [[name, str(value)] for name, value in self.conditions.items()]),
-            _table(["median [95 % interval]", *STEPPING], measured),
+            *map(self._measured, dict.fromkeys(tuple(cells) for _, cells, _ in self.rows)),
             _table(["goal", "found", "verdict"], [list(goal) for goal in self.goals]),
             "\n".join(f"- {note}" for note in self.notes),
         ]
         return "\n\n".join(filter(None, parts))
+
+    def _measured(self, sides: tuple[str, ...]) -> str:
+        rows = [
+            [name, *(cell.show(digits) for cell in cells.values())]
+            for name, cells, digits in self.rows
+            if tuple(cells) == sides
+        ]
+        return _table(["median [95 % interval]", *sides], rows)
 
     def json(self) -> dict[str, Any]:
         """All of it with every sample."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from instantstyle.applying import applied
     from instantstyle.pipelines import (
         StableDiffusionInstantStyleControlNetImg2ImgPipeline,
         StableDiffusionInstantStyleControlNetInpaintPipeline,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         StableDiffusionXLInstantStyleImg2ImgPipeline,
         StableDiffusionXLInstantStyleInpaintPipeline,
     )
+    from instantstyle.style import Style
     from pipeline_instantstyle import (
         InstantStyleMixin,
         StableDiffusionXLInstantStylePipeline,
@@ -42,6 +44,8 @@ __all__ = [
     "StableDiffusionXLInstantStyleImg2ImgPipeline",
     "StableDiffusionXLInstantStyleInpaintPipeline",
     "StableDiffusionXLInstantStylePipeline",
+    "Style",
+    "applied",
     "attention_blocks",
     "presets",
     "remove_content",
@@ -53,5 +57,5 @@ def __getattr__(name: str) -> Any:
     # Imported when first asked for: the command line answers `--help` without waiting for diffusers.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    plugin = import_module("pipeline_instantstyle")
-    return getattr(plugin if hasattr(plugin, name) else import_module("instantstyle.pipelines"), name)
+    homes = ("pipeline_instantstyle", "instantstyle.pipelines", "instantstyle.style", "instantstyle.applying")
+    return next(getattr(module, name) for module in map(import_module, homes) if hasattr(module, name))

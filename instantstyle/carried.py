@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from instantstyle.recipe import current_umask
+from instantstyle.files import atomically
 
 
 KEY = "instantstyle.presets"
@@ -38,17 +36,9 @@ def write_presets(source: Path, target: Path, presets: Mapping[str, Any]) -> Non
         header["__metadata__"] = {**metadata, KEY: json.dumps(merged)}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % ALIGNMENT)
-        handle, scratch = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as new:
-                new.write(len(text).to_bytes(8, "little") + text)
-                shutil.copyfileobj(old, new)
-            # A scratch file is private; the copy gets the permissions that any new file of this user has.
-            os.chmod(scratch, 0o666 & ~current_umask())
-            os.replace(scratch, target)
-        except BaseException:
-            os.unlink(scratch)
-            raise
+        with atomically(target) as scratch, open(scratch, "wb") as new:
+            new.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(old, new)
 
 
 def read_header(file: BinaryIO, path: Path) -> dict[str, Any]:

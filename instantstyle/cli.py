@@ -61,6 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_generate(commands.add_parser("generate", help="make pictures", description="Make pictures, as PNG files."))
+    add_encode(
+        commands.add_parser(
+            "encode",
+            help="make a style file of a reference",
+            description="Encode a reference once. The file takes the place of the picture in `generate --style`, and "
+            "needs neither IP-Adapter nor image encoder there.",
+        )
+    )
+    add_show(commands.add_parser("show", help="show what a style file is made of", description="Show a style file."))
     add_blocks(
         commands.add_parser(
             "blocks",
@@ -197,6 +206,28 @@ def add_examples(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_encode(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle encode`."""
+    parser.add_argument(
+        "reference", nargs="+", metavar="PICTURE", help="the reference; of several, the mean of their embeddings"
+    )
+    parser.add_argument("-o", "--output", default="style.safetensors", metavar="FILE", help="default: %(default)s")
+    style = parser.add_argument_group("style")
+    add_content(style)
+    style.add_argument(
+        "--weights", type=numbers, metavar="X,...", help="how much each picture counts; default: all the same"
+    )
+    add_machine(parser.add_argument_group("models and machine"))
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run_encode, scale=1.0, image=None, mask=None, controlnet=None)
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle show`."""
+    parser.add_argument("file", metavar="FILE", help="a style file, a folder or Hub repository with style.safetensors")
+    parser.set_defaults(run=run_show)
+
+
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instantstyle generate`."""
     parser.add_argument(
@@ -213,7 +244,15 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_style(group: argparse._ArgumentGroup) -> None:
     """Add what to take from the reference, and what to leave."""
-    group.add_argument("--style", required=True, metavar="FILE", help="the reference picture")
+    group.add_argument(
+        "--style", required=True, metavar="FILE", help="the reference picture, or a style file (.safetensors)"
+    )
+    add_content(group)
+    group.add_argument("--scale", type=number, default=1.0, metavar="X", help="strength; default: %(default)s")
+
+
+def add_content(group: argparse._ArgumentGroup) -> None:
+    """Add what to remove from the reference, and where it is seen."""
     group.add_argument(
         "--content", metavar="TEXT", help='what the reference shows and must not return, as in "a star"'
     )
@@ -231,7 +270,6 @@ def add_style(group: argparse._ArgumentGroup) -> None:
         metavar="NAME[=SCALE],...",
         help="presets or attention blocks that see the reference; may be repeated; default: style",
     )
-    group.add_argument("--scale", type=number, default=1.0, metavar="X", help="strength; default: %(default)s")
 
 
 def add_sampling(group: argparse._ArgumentGroup) -> None:
@@ -300,6 +338,20 @@ def run_generate(options: argparse.Namespace) -> None:
     generate.run(options)
 
 
+def run_encode(options: argparse.Namespace) -> None:
+    """Import and run `encode`."""
+    from instantstyle import encode
+
+    encode.run(options)
+
+
+def run_show(options: argparse.Namespace) -> None:
+    """Import and run `show`."""
+    from instantstyle import show
+
+    show.run(options)
+
+
 def run_blocks(options: argparse.Namespace) -> None:
     """Import and run `blocks`."""
     from instantstyle import blocks
@@ -337,6 +389,11 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
     return value
+
+
+def numbers(text: str) -> list[float]:
+    """Read numbers with commas between."""
+    return [number(part) for part in text.split(",")]
 
 
 def fraction(text: str) -> float:

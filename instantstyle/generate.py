@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from instantstyle import models, recipe
 from instantstyle.console import calm
-from instantstyle.version import __version__
+from instantstyle.version import versions
 
 
 # Each of these says nothing without the other.
@@ -29,6 +29,7 @@ NEEDS = {
     "controlnet": "control_image",
     "controlnet_scale": "controlnet",
 }
+ENCODED = ("content", "target_blocks", "adapter", "content_encoder")  # what a style file has behind it
 PICTURES = ("style", "image", "mask", "control_image")
 PIXELS = 8  # what the autoencoders of both families need sides to be a multiple of
 
@@ -49,9 +50,8 @@ def run(options: argparse.Namespace) -> None:
         ValueError, OSError: A user's mistake.
     """
     check(options)
-    pictures = {
-        name: open_picture(option(name), getattr(options, name)) for name in PICTURES if getattr(options, name)
-    }
+    names = [name for name in PICTURES if getattr(options, name) and not (name == "style" and is_style_file(options))]
+    pictures = {name: open_picture(option(name), getattr(options, name)) for name in names}
     given = fit(pictures, options.size)
     paths = output_paths(options.output, len(options.prompt) * options.num_images)
     bars = sys.stderr.isatty() and not options.quiet
@@ -59,17 +59,20 @@ def run(options: argparse.Namespace) -> None:
         options.seed = secrets.randbits(32)
 
     with calm(bars):
+        style = load_style(options.style) if is_style_file(options) else None
         model = models.find_model(options.model)
-        adapter = models.find_adapter(options.adapter, model)
-        check_content_encoder(options, model, adapter)
+        adapter = None
+        if style is None:
+            adapter = models.find_adapter(options.adapter, model)
+            check_content_encoder(options, model, adapter)
         pipe = load(options, model, adapter)
         pipe.set_progress_bar_config(disable=not bars)
         if model.label == models.TINY:
             warn_of_unknown_words(options)
-        arguments = call_arguments(options, pipe, given)
+        arguments = call_arguments(options, pipe, given, style)
         images = pipe(**arguments).images
 
-    common = describe(options, pictures, pipe, model, adapter, arguments)
+    common = describe(options, pictures, pipe, model, adapter, style, arguments)
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
         own = {"index": index, "prompt": options.prompt[index // options.num_images], "seed": options.seed + index}
         recipe.write(image, path, {**common, "size": list(image.size), "picture": own})
@@ -81,6 +84,29 @@ def check(options: argparse.Namespace) -> None:
     for name, other in NEEDS.items():
         if getattr(options, name) is not None and getattr(options, other) is None:
             raise ValueError(f"{option(name)} needs {option(other)}.")
+    for name in ENCODED if is_style_file(options) else ():
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{option(name)} is for a reference picture, but --style {options.style} is encoded already; "
+                f"give {option(name)} to `instantstyle encode`."
+            )
+
+
+def is_style_file(options: argparse.Namespace) -> bool:
+    """Whether --style is an encoded style rather than a picture, by its name."""
+    return Path(options.style).suffix == ".safetensors"
+
+
+def load_style(path: str) -> Any:
+    """Read a style file."""
+    from instantstyle.style import Style
+
+    if not Path(path).is_file():
+        raise OSError(f"--style: {path}: there is no such file.")
+    try:
+        return Style.load(path)
+    except ValueError as error:
+        raise ValueError(f"--style: {error}") from error
 
 
 def option(name: str) -> str:
@@ -177,8 +203,8 @@ def check_content_encoder(options: argparse.Namespace, model: models.Model, adap
         )
 
 
-def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapter) -> Any:
-    """Load the pipeline that the options ask for, with its adapter, on its device."""
+def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapter | None) -> Any:
+    """Load the pipeline that the options ask for, with its adapter if there is one, on its device."""
     import torch
 
     import instantstyle
@@ -191,14 +217,15 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
     from_source = variant.from_single_file if model.single_file else variant.from_pretrained
     with about("--model", model.label):
         pipe = from_source(model.source, dtype=dtype, **parts)
-    pipe.load_ip_adapter(
-        adapter.source,
-        subfolder=adapter.subfolder,
-        weight_name=adapter.weight_name,
-        image_encoder_folder=adapter.image_encoder_folder,
-        target_blocks=target_blocks(options),
-    )
-    pipe.set_target_blocks(target_blocks(options), scale=options.scale)
+    if adapter is not None:
+        pipe.load_ip_adapter(
+            adapter.source,
+            subfolder=adapter.subfolder,
+            weight_name=adapter.weight_name,
+            image_encoder_folder=adapter.image_encoder_folder,
+            target_blocks=target_blocks(options),
+        )
+        pipe.set_target_blocks(target_blocks(options), scale=options.scale)
     if options.content_encoder is not None:
         with about("--content-encoder", options.content_encoder):
             pipe.load_content_encoder(options.content_encoder)
@@ -267,7 +294,9 @@ def target_blocks(options: argparse.Namespace) -> dict[str, float]:
     return dict(options.target_blocks or [("style", 1.0)])
 
 
-def call_arguments(options: argparse.Namespace, pipe: Any, given: dict[str, Image.Image]) -> dict[str, Any]:
+def call_arguments(
+    options: argparse.Namespace, pipe: Any, given: dict[str, Image.Image], style: Any
+) -> dict[str, Any]:
     """Put the options in the words of the pipeline's call."""
     import torch
 
@@ -280,7 +309,7 @@ def call_arguments(options: argparse.Namespace, pipe: Any, given: dict[str, Imag
         "guidance_scale": options.guidance,
         # On the CPU, so that a seed means the same noise on every device.
         "generator": [torch.Generator("cpu").manual_seed(options.seed + index) for index in range(total)],
-        "ip_adapter_image": given["style"],
+        **({"ip_adapter_image": given["style"]} if style is None else {"style": style, "style_scale": options.scale}),
         **picture_arguments(options, given),
     }
     known = inspect.signature(pipe.__call__).parameters
@@ -312,7 +341,8 @@ def describe(
     pictures: dict[str, Picture],
     pipe: Any,
     model: models.Model,
-    adapter: models.Adapter,
+    adapter: models.Adapter | None,
+    style: Any,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the recipe that all pictures of this run share: names and fingerprints, but no local path."""
@@ -324,14 +354,15 @@ def describe(
         "versions": versions(),
         "pipeline": type(pipe).__name__,
         "model": model.label,
-        "adapter": adapter.label,
+        "adapter": adapter.label if adapter else None,
         **labels,
         "prompts": options.prompt,
         "negative": options.negative,
         **{name: {"file": picture.file, "sha256": picture.sha256} for name, picture in pictures.items()},
+        **({} if style is None else {"style": {"file": Path(options.style).name, "recipe": asdict(style.recipe)}}),
         "content": options.content,
         "content_scale": options.content_scale if options.content is not None else None,
-        "target_blocks": target_blocks(options),
+        "target_blocks": target_blocks(options) if style is None else None,
         "scale": options.scale,
         "seed": options.seed,
         "steps": options.steps,
@@ -343,13 +374,3 @@ def describe(
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "offload": options.offload,
     }
-
-
-def versions() -> dict[str, str]:
-    """Name the versions of what paints."""
-    import diffusers
-    import torch
-    import transformers
-
-    used = {module.__name__: str(module.__version__) for module in (diffusers, torch, transformers)}
-    return {"instantstyle": __version__, **used}

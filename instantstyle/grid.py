@@ -16,6 +16,7 @@ from tqdm import tqdm
 from instantstyle import generate, models, recipe
 from instantstyle.console import calm
 from instantstyle.sheet import Sheet
+from instantstyle.version import versions
 
 
 METHODS = ("no reference", "plain", "style")
@@ -261,7 +262,7 @@ def describe(
     """Write the recipe of the grid: names and fingerprints, but no local path."""
     encoder = options.content_encoder
     return {
-        "versions": generate.versions(),
+        "versions": versions(),
         "pipeline": type(pipe).__name__,
         "model": model.label,
         "adapter": adapter.label,

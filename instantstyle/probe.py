@@ -26,6 +26,7 @@ from instantstyle.proposal import Groups, Proposal, propose, propose_by_proxy
 from instantstyle.proxy import NO_PROMPT_NOTE, NOTE, Towers
 from instantstyle.sheet import Sheet
 from instantstyle.tiny import judges
+from instantstyle.version import versions
 
 
 __all__ = ["Finding", "Judged", "ByProxy", "propose", "propose_by_proxy", "run", "search"]
@@ -264,7 +265,7 @@ def describe(
     """Write what decides the result: names and fingerprints, but no local path."""
     references, prompts = examples or (None, None)
     return {
-        "versions": generate.versions(),
+        "versions": versions(),
         "pipeline": type(pipe).__name__,
         "model": model.label,
         "adapter": adapter.label,

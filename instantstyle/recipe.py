@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
+
+from instantstyle.files import atomically
 
 
 KEY = "instantstyle"
@@ -25,26 +25,10 @@ def write(picture: Image.Image, path: str | os.PathLike[str], recipe: dict[str, 
     Raises:
         OSError: The file cannot be written.
     """
-    path = Path(path)
     text = PngImagePlugin.PngInfo()
     text.add_text(KEY, json.dumps(recipe))
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format="PNG", pnginfo=text)
-        # A scratch file is private; the picture gets the permissions that any new file of this user has.
-        os.chmod(scratch, 0o666 & ~current_umask())
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
-
-
-def current_umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    with atomically(path) as scratch:
+        picture.save(scratch, format="PNG", pnginfo=text)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 
 from instantstyle.blocks import table
 from instantstyle.conditions import Condition, reference_pictures
+from instantstyle.files import atomically
 from instantstyle.metrics import METRICS, SHARES, Estimate
 from instantstyle.tiny import world
 from instantstyle.version import __version__
@@ -443,9 +443,5 @@ def describe(evaluation: Evaluation) -> dict[str, Any]:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file so that it appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with atomically(path) as scratch:
+        Path(scratch).write_bytes(content)

@@ -178,6 +178,84 @@ def test_a_recipe_makes_the_same_picture_again_and_a_broken_one_does_not(tmp_pat
         assert abs(paint(*words_of({**found, name: value})) - pixels(made)).max() > 0, name
 
 
+@pytest.fixture(scope="module")
+def style_file(tmp_path_factory) -> str:
+    """The reference as a style file, less a star."""
+    path = tmp_path_factory.mktemp("styles") / "boats.safetensors"
+    words = ["encode", REFERENCE, "--content", "a star", "--content-scale", "0.5"]
+    assert cli.main([*words, "--target-blocks", "all=2,layout=0.5", "-o", str(path)]) == 0
+    return str(path)
+
+
+def test_a_style_file_takes_the_place_of_its_reference(paint, style_file):
+    settings = ["--content", "a star", "--content-scale", "0.5", "--target-blocks", "all=2,layout=0.5"]
+    for words in (["a heart"], ["a heart", "--scale", "0.5"]):
+        # The keys of one reference are computed in another order than those of a batch.
+        picture = paint(*words, *settings)
+        assert abs(paint(*words, style=style_file) - picture).max() <= 1
+        assert abs(paint(*words) - picture).max() > 1
+
+
+def test_the_recipe_of_a_picture_holds_the_recipe_of_its_style(tmp_path, style_file):
+    (made,) = run("a heart", style=style_file, out=tmp_path / "heart.png")
+    found = recipe.read(made)
+    assert (found["adapter"], found["content"], found["target_blocks"]) == (None, None, None)
+    assert found["style"]["file"] == "boats.safetensors"
+    assert found["style"]["recipe"]["sources"][0]["content"] == "a star"
+
+
+def test_several_references_make_one_style_file(tmp_path, paint, pictures, capsys):
+    out = str(tmp_path / "both.safetensors")
+    assert cli.main(["encode", REFERENCE, pictures["other"], "--weights", "1,0", "-o", out]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    picture = paint("a heart")
+    assert abs(paint("a heart", style=out) - picture).max() <= 1
+    assert cli.main(["encode", REFERENCE, pictures["other"], "-o", out]) == 0
+    assert abs(paint("a heart", style=out) - picture).max() > 1
+
+
+def test_a_style_file_is_shown(style_file, capsys):
+    assert cli.main(["show", style_file]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "family sdxl" in shown
+    assert "'a star' 0.5" in shown
+    assert "up_blocks.0.attentions.1 2 2 " in f"{shown} "
+    assert "down_blocks.2.attentions.1 2 0.5" in shown
+    assert f"torch {torch.__version__}" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["generate", "a heart", "--style", "FILE", "--content", "a star"], "--content is for a reference picture"),
+        (["generate", "a heart", "--style", "FILE", "--target-blocks", "all"], "--target-blocks is for a reference"),
+        (["generate", "a heart", "--style", "FILE", "--adapter", "tiny"], "--adapter is for a reference picture"),
+        (["generate", "a heart", "--style", "none.safetensors"], "--style: none.safetensors: there is no such file"),
+        (["generate", "a heart", "--style", "TORN"], "--style: "),
+        (["show", "TORN"], "cannot be read as a style"),
+        (["show", "none.safetensors"], "none.safetensors"),
+        (["encode", REFERENCE, "-o", "style.png"], "--output: style.png does not end in .safetensors"),
+        (["encode", REFERENCE, "-o", "none/style.safetensors"], "--output: none/style.safetensors cannot be written"),
+        (["encode", REFERENCE, "--weights", "1,2"], "--weights has 2 numbers for 1 pictures"),
+        (["encode", REFERENCE, "--weights", "1,x"], "expected a number, got 'x'"),
+        (["encode", REFERENCE, "--weights", "0"], "`weights` must be finite and have a sum above 0"),
+        (["encode", "none.png"], "PICTURE: none.png"),
+    ],
+)
+def test_wrong_words_about_styles_end_in_one_line(words, says, style_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(Path(style_file).read_bytes()[:300])
+    words = [{"FILE": style_file, "TORN": str(torn)}.get(word, word) for word in words]
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [torn]
+
+
 def test_a_drawn_seed_is_written_down(tmp_path, paint):
     out = tmp_path / "drawn.png"
     assert cli.main(["generate", "a heart", "--style", REFERENCE, "--steps", "2", "-o", str(out)]) == 0

@@ -465,6 +465,32 @@ def test_an_error_while_offloaded_leaves_the_hooks(
     assert differ(painted, paint(bare, target_blocks="layout"))
 
 
+@sdxl_only
+@each_offloading
+def test_styles_work_under_offloading(offloading: str, host: Host, bare: Pair, adapters: Adapters) -> None:
+    """Encoded and painted with while offloaded, with an adapter and without; on the stock host too."""
+    pipe, plain = bare.variant, make(host, variant_class(host))
+    for one in (pipe, plain):
+        load(one, host, adapters)
+    OFFLOADING[offloading](pipe)
+    OFFLOADING[offloading](bare.stock)
+    before, stock = hooks(pipe), hooks(bare.stock)
+    painted = paint(bare, plain, **STAR, target_blocks="layout")
+    style = pipe.encode_style(picture(1), **STAR, target_blocks="layout")
+    assert style.recipe == plain.encode_style(picture(1), **STAR, target_blocks="layout").recipe
+    assert same(painted, bare.paint(pipe, style=style), TOLERANCE)
+    with style.applied(bare.stock):
+        assert same(painted, bare.paint(bare.stock), TOLERANCE)
+    assert hooks(pipe) == before
+    assert hooks(bare.stock) == stock
+    assert same(paint(bare), paint(bare, plain), TOLERANCE)
+    assert differ(painted, paint(bare))
+    pipe.unload_image_encoder()
+    assert hooks(pipe) == {name: count for name, count in before.items() if name != "image_encoder"}
+    pipe.unload_ip_adapter()
+    assert same(painted, bare.paint(pipe, style=style), TOLERANCE)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # torch.compile
 # ---------------------------------------------------------------------------------------------------------------------
@@ -561,6 +587,32 @@ def test_a_unet_compiled_in_place_is_compiled_again_only_for_new_patterns(host: 
     assert differ(eager, paint(traced))
     assert backend.since(lambda: paint(traced, target_blocks=BLOCKS[0])) == 0
     assert same(eager, paint(traced, target_blocks=BLOCKS[0]), TOLERANCE)
+
+
+@sdxl_only
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_unet_compiled_with_a_style_serves_other_styles(host: Host, traced: Built) -> None:
+    """One graph without a break, and none for another style or scale; the adapter's own graph is still there."""
+    pipe, backend = traced.variant, Counting()
+    one, other = (pipe.encode_style(picture(number)) for number in (1, 2))
+    eager = paint(traced)
+    pipe.unet = torch.compile(pipe.unet, backend=backend, fullgraph=True)
+
+    def painted(**inputs: Any) -> np.ndarray:
+        return traced.paint(pipe, **inputs)
+
+    assert backend.since(lambda: painted(style=one)) == 1
+    assert backend.since(lambda: painted(style=other)) == 0
+    assert backend.since(lambda: painted(style=one, style_scale=0.5)) == 0
+    assert same(eager, painted(style=one), TOLERANCE)
+    assert differ(eager, painted(style=other))
+    assert backend.since(lambda: paint(traced)) == 1
+    assert backend.since(lambda: painted(style=one)) == 0
+    with one.applied(pipe):
+        assert backend.since(painted) <= 1
+        assert same(eager, painted(), TOLERANCE)
+    assert backend.since(lambda: paint(traced)) == 0
+    assert same(eager, paint(traced), TOLERANCE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def velocity_error(found: Tensor, wanted: Tensor, timesteps: Tensor) -> Tensor:
 POOLED_DROPOUT = 0.8
 """How often the pooled text is that of no text.
 
-It tells the whole caption, so a UNet of this size takes style from it and leaves the cross-attentions the content alone;
+It tells the whole caption, so a UNet of this size takes style from it and leaves only content to the cross-attentions;
 an IP-Adapter, which acts on cross-attentions, could then bring no style.
 """
 

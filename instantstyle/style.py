@@ -1,0 +1,199 @@
+"""Style: an encoded style as a value and as a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers.utils import _get_model_file
+from huggingface_hub import HfApi
+
+from instantstyle import style_file
+from instantstyle.style_recipe import Recipe
+from instantstyle.weights import shares
+
+
+FILE_NAME = "style.safetensors"  # in a repository or folder
+
+
+@dataclass(frozen=True, eq=False)
+class Style:
+    """A reference, encoded: what an IP-Adapter's blocks would make of it, and how it was made.
+
+    Keys and values of the image tokens depend on the reference and the adapter only; they serve every checkpoint of
+    the family. Do not write into the tensors.
+
+    Attributes:
+        tensors: For each layer `LAYER.keys` and `LAYER.values` of shape `(2, tokens, width)`, row 0 unconditional and
+            row 1 conditional; for adapters of one global embedding also that: `embeds`, of shape `(2, d)`.
+        recipe: What it was made of.
+
+    Raises:
+        ValueError: The tensors are not what the recipe says, or not finite.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        tensors = MappingProxyType(dict(self.tensors))
+        layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        try:
+            style_file.check_layout(layout, self.recipe)
+            style_file.check_finite(tensors)
+        except ValueError as error:
+            raise ValueError(f"`tensors` make no style: {error}.") from error
+        object.__setattr__(self, "tensors", tensors)
+
+    def __reduce__(self) -> Any:
+        return Style, (dict(self.tensors), self.recipe)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that see the style."""
+        return list(self.recipe.scales)
+
+    @property
+    def tokens(self) -> int:
+        """The number of image tokens."""
+        return self.tensors[f"{self.layers[0]}.keys"].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of keys and values."""
+        return self.tensors[f"{self.layers[0]}.keys"].dtype
+
+    def width(self, layer: str) -> int:
+        """The width of a layer's keys and values."""
+        return self.tensors[f"{layer}.keys"].shape[2]
+
+    def to(self, dtype: torch.dtype) -> Style:
+        """The style in another type: float16 halves the file of one encoded in float32."""
+        return Style({name: tensor.to(dtype) for name, tensor in self.tensors.items()}, self.recipe)
+
+    # As a file
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.safetensors` file with the recipe in its metadata. It appears whole or not at all.
+
+        Raises:
+            ValueError: `path` does not end in `.safetensors`.
+            OSError: It cannot be written.
+        """
+        if Path(path).suffix != style_file.SUFFIX:
+            raise ValueError(f"`path` must end in {style_file.SUFFIX}, but is {str(path)!r}.")
+        style_file.write(path, self.tensors, self.recipe)
+
+    @classmethod
+    def load(cls, path_or_repo_id: str | Path, filename: str = FILE_NAME, **kwargs: Any) -> Style:
+        """Read a file, a folder's or a Hub repository's `style.safetensors`. Nothing in it can run.
+
+        Args:
+            path_or_repo_id: A file, a folder, or OWNER/NAME.
+            filename: The file in a folder or repository.
+            kwargs: For the Hub: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+        Raises:
+            OSError: It is not there.
+            ValueError: It is damaged, no style, or of a newer format.
+        """
+        return cls(*style_file.read(_get_model_file(path_or_repo_id, weights_name=filename, **kwargs)))
+
+    def push_to_hub(
+        self, repo_id: str, filename: str = FILE_NAME, token: str | None = None, private: bool | None = None
+    ) -> str:
+        """Upload the file to a Hub repository, which is made if it is not there. Gives the URL of the commit."""
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, FILE_NAME)
+            self.save(path)
+            return str(api.upload_file(path_or_fileobj=path, path_in_repo=filename, repo_id=repo_id))
+
+    # On a pipeline
+
+    def applied(self, pipe: Any, scale: float = 1.0) -> AbstractContextManager[Any]:
+        """`with style.applied(pipe): pipe("a heart")`: see `applying.applied`."""
+        from instantstyle.applying import applied  # which imports this file
+
+        return applied(pipe, self, scale)
+
+    # Arithmetic
+
+    @classmethod
+    def blend(cls, styles: Sequence[Style], weights: Sequence[float] | None = None, pipe: Any = None) -> Style:
+        """Mix styles into one.
+
+        With `pipe`, a variant with the adapter that encoded them, their image embeddings are mixed and encoded again,
+        as if one picture had that embedding. Without, the keys and values are mixed, which is near it but not the
+        same: a LayerNorm lies between. The unconditional rows stay what they were. In both, the styles must be of one
+        adapter and have the same blocks and scales; a tuple of styles combines others in one picture.
+
+        Args:
+            styles: Two or more; also one.
+            weights: A number for each, divided by their sum; below 0 or above 1 extrapolates. By default all the same.
+            pipe: A variant with the adapter at hand, or None.
+
+        Raises:
+            ValueError, TypeError: The styles do not fit each other, the weights or the adapter.
+        """
+        first, parts = _alike(styles), shares(weights, len(styles), "`styles`")
+        weighted = zip(styles, parts, strict=True)
+        sources = tuple(replace(s, weight=s.weight * part) for style, part in weighted for s in style.recipe.sources)
+        recipe = replace(first.recipe, sources=sources)
+        if pipe is not None:
+            from instantstyle.baking import bake_again  # which imports this file
+
+            return cls(bake_again(pipe, recipe, _mix([style.tensors for style in styles], parts, ["embeds"])), recipe)
+        return cls(_mix([style.tensors for style in styles], parts, list(first.tensors)), recipe)
+
+    @classmethod
+    def interpolate(cls, first: Style, second: Style, count: int, pipe: Any = None) -> list[Style]:
+        """`count` styles in even steps from one to the other, both included: a style for each prompt of a batch.
+
+        Args:
+            first, second, pipe: See `blend`.
+            count: At least 2.
+        """
+        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+            raise ValueError(f"`count` must be a whole number of at least 2, but is {count!r}.")
+        steps = [number / (count - 1) for number in range(count)]
+        return [cls.blend([first, second], [1 - step, step], pipe) for step in steps]
+
+
+def _alike(styles: Sequence[Style]) -> Style:
+    for style in styles:
+        if not isinstance(style, Style):
+            raise TypeError(f"`styles` must hold styles, but holds {style!r:.80}.")
+    if not styles:
+        raise ValueError("`styles` is empty. Pass the styles to blend.")
+    first = styles[0]
+    for style in styles:
+        for name in ("family", "text_width", "adapter", "image_encoder", "scales"):
+            if getattr(style.recipe, name) != getattr(first.recipe, name):
+                raise ValueError(
+                    f"`styles` must be of one adapter, with the same blocks and scales, but differ in {name!r}. "
+                    "Encode them alike, or combine them in one picture as a tuple: `pipe(prompt, style=(a, b))`."
+                )
+        if style.tensors.keys() != first.tensors.keys() or style.tokens != first.tokens:
+            raise ValueError("`styles` must have the same tensors, but differ in them. Encode them alike.")
+    return first
+
+
+def _mix(
+    every: Sequence[Mapping[str, torch.Tensor]], parts: Sequence[float], names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    mixed = {}
+    for name in names:
+        if name not in every[0]:
+            raise ValueError(f"`styles` hold no {name!r}, so only keys and values can be blended: without `pipe`.")
+        first = every[0][name]
+        sum_ = torch.stack([part * tensors[name].float() for tensors, part in zip(every, parts, strict=True)]).sum(0)
+        mixed[name] = torch.cat([first[:1], sum_[1:].to(first.dtype)])
+    return mixed
