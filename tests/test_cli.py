@@ -130,7 +130,7 @@ def test_the_same_words_give_the_same_pixels_and_others_do_not(paint, pictures):
     [
         ["--target-blocks", "style"],
         ["--target-blocks", "style=1"],
-        ["--target-blocks", "up_blocks.0.attentions.1"],
+        ["--target-blocks", "up_blocks.1.attentions.2"],  # where the embedded adapter's own preset puts it
         ["--target-blocks", "style=0.5", "--scale", "2"],
     ],
     ids=" ".join,

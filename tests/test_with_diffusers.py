@@ -161,6 +161,8 @@ OURS = [
     "neg_content_scale",
     "target_blocks",
     "ip_adapter_image_per_prompt",
+    "style",
+    "style_scale",
 ]
 
 

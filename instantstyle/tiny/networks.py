@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessor,
@@ -145,13 +145,17 @@ def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 32))
 
 
-def build_scheduler() -> EulerDiscreteScheduler:
-    """Build the noise schedule: SDXL's, ended in pure noise, which then tells nothing of a background's lightness."""
-    return EulerDiscreteScheduler(
+def build_scheduler() -> DDIMScheduler:
+    """Build the noise schedule: SDXL's, ended in pure noise, which then tells nothing of a background's lightness.
+
+    DDIM, because SDXL's Euler scheduler stands in for pure noise with a sigma of 4096, and loses digits by it.
+    """
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        clip_sample=False,
     )

@@ -126,7 +126,7 @@ SAMPLING = {"guidance_scale": 3.5, "num_inference_steps": 20, "height": world.PI
 
 def pipeline(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:
     """Put the pipeline together from the checkpoint's parts."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     captions = Captions(folder, device)
     pipe = StableDiffusionXLPipeline(
@@ -136,7 +136,7 @@ def pipeline(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:
         tokenizer=captions.tokenizers[0],
         tokenizer_2=captions.tokenizers[1],
         unet=UNet2DConditionModel.from_pretrained(folder / "unet"),
-        scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     ).to(device)
