@@ -8,7 +8,7 @@ import inspect
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         pipe = load(options, model, adapter)
         pipe.set_progress_bar_config(disable=not bars)
         if model.label == models.TINY:
-            warn_of_unknown_words(options)
+            warn_of_unknown_words([*options.prompt, options.negative or "", options.content or ""])
         arguments = call_arguments(options, pipe, given, style)
         images = pipe(**arguments).images
 
@@ -114,11 +114,10 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def warn_of_unknown_words(options: argparse.Namespace) -> None:
+def warn_of_unknown_words(texts: Sequence[str]) -> None:
     """Say which words the embedded checkpoint has never seen, and which it knows."""
     from instantstyle.tiny import world
 
-    texts = [*options.prompt, options.negative or "", options.content or ""]
     unknown = world.unknown_words(" ".join(texts))
     if unknown:
         print(

@@ -147,13 +147,14 @@ def knows_world(model: models.Model) -> bool:
 def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
     """Warn as `generate` does of words that the embedded checkpoint has never seen."""
     if model.label == models.TINY:
-        generate.warn_of_unknown_words(argparse.Namespace(prompt=texts, negative=None, content=None))
+        generate.warn_of_unknown_words(texts)
 
 
 def draw_references() -> list[Reference]:
     """Draw references that share no shape, palette, background or texture, nor show what `PROMPTS` ask for."""
     import torch
 
+    from instantstyle.conditions import reference_pictures
     from instantstyle.tiny import world
 
     scenes = world.sample(200, torch.Generator().manual_seed(DRAWN_SEED))
@@ -164,12 +165,9 @@ def draw_references() -> list[Reference]:
         if len(chosen) < DRAWN and not words & taken:
             chosen.append(row)
             taken |= words
-    pictures = world.draw(scenes[chosen]).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     return [
-        Reference(
-            Image.fromarray(picture), {"drawn": scenes.words(row), "sha256": hashlib.sha256(picture).hexdigest()}
-        )
-        for row, picture in zip(chosen, pictures, strict=True)
+        Reference(picture, {"drawn": scenes.words(row), "sha256": hashlib.sha256(picture.tobytes()).hexdigest()})
+        for row, picture in zip(chosen, reference_pictures(scenes[chosen], world.PIXELS), strict=True)
     ]
 
 

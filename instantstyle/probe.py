@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from instantstyle import carried, generate, grid, models, recipe
 from instantstyle.blocks import table
-from instantstyle.conditions import Condition, digest, make_pictures, reference_pictures, sample_pairs
+from instantstyle.conditions import Condition, digest, make_pictures, reference_pictures, sample_pairs, to_picture
 from instantstyle.console import calm
 from instantstyle.metrics import estimate, score
 from instantstyle.proposal import Groups, Proposal, propose, propose_by_proxy
@@ -112,7 +112,7 @@ class Judged:
         made = make_pictures(self.pipe, condition, self.pairs, [self.seed], **self.sampling, progress=progress)
         pictures = made[:, 0].cpu()
         scores = {name: one.to_json() for name, one in estimate(score(self.jury(pictures), self.pairs)).items()}
-        return Finding(groups, scores, [to_image(picture) for picture in pictures[:SHOWN]])
+        return Finding(groups, scores, [to_picture(picture) for picture in pictures[:SHOWN]])
 
     def propose(self, scores: Mapping[Groups, Mapping[str, float]]) -> Proposal:
         """Conclude as `proposal.propose` does."""
@@ -361,11 +361,6 @@ def read_finding(path: Path, count: int) -> Finding | None:
         width = strip.width // count
         pictures = [strip.crop((number * width, 0, (number + 1) * width, strip.height)) for number in range(count)]
     return Finding(tuple(found["groups"]), found["scores"], pictures)
-
-
-def to_image(picture: Any) -> Image.Image:
-    """Turn a float tensor (3, height, width) in [0, 1] into a picture."""
-    return Image.fromarray(picture.permute(1, 2, 0).mul(255).round().byte().contiguous().numpy())
 
 
 def named_presets(proposal: Proposal, pipe: Any) -> dict[str, Any]:

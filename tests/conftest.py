@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from diffusers import DiffusionPipeline
 from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapter
 
 import instantstyle
+from instantstyle import cli, generate, models
 
 
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
@@ -128,3 +130,15 @@ def pair(
     found.stock.set_ip_adapter_scale(1.0)
     found.variant.set_target_blocks("all")
     loaded_pairs[host.name] = found
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """Load the embedded checkpoint with its adapter on all blocks."""
+    options = argparse.Namespace(
+        **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
+    )
+    model = models.find_model("tiny")
+    found = generate.load(options, model, models.find_adapter(None, model))
+    found.set_progress_bar_config(disable=True)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from instantstyle import cli, generate, grid, models, recipe, sheet, tiny
+from instantstyle import cli, grid, recipe, sheet, tiny
 from instantstyle.sheet import Sheet
 from instantstyle.tiny import world
 
@@ -125,18 +124,6 @@ def references(tmp_path_factory) -> list[str]:
     for number, reference in enumerate(grid.draw_references()[:2]):
         reference.image.save(folder / f"{number}.png")
     return [str(folder / f"{number}.png") for number in range(2)]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    """Load the embedded checkpoint with its adapter on all blocks."""
-    options = argparse.Namespace(
-        **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
-    )
-    model = models.find_model("tiny")
-    found = generate.load(options, model, models.find_adapter(None, model))
-    found.set_progress_bar_config(disable=True)
-    return found
 
 
 def make(out: Path, references: list[str], *words: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from instantstyle import carried, cli, conditions, generate, grid, models, probe, recipe, tiny
+from instantstyle import carried, cli, conditions, grid, probe, recipe, tiny
 from instantstyle.probe import propose, propose_by_proxy
 from instantstyle.tiny import judges
 from pipeline_instantstyle import AdapterFile
@@ -133,18 +132,6 @@ def test_the_proxys_proposal():
     assert "prompt" not in propose_by_proxy(blind).reasons[0]
     nothing = dict.fromkeys([(), EVERY, *((group,) for group in EVERY)], likeness(0.3, 0.3))
     assert propose_by_proxy(nothing).style == ()
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    """Load the embedded checkpoint with its adapter on all blocks."""
-    options = argparse.Namespace(
-        **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
-    )
-    model = models.find_model("tiny")
-    found = generate.load(options, model, models.find_adapter(None, model))
-    found.set_progress_bar_config(disable=True)
-    return found
 
 
 def differ(first: list[Image.Image], second: list[Image.Image]) -> bool:

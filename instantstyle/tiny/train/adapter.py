@@ -49,7 +49,7 @@ class AdapterStage(unet.LatentStage):
 
     def loss(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.scenes), (count,), generator=generator)
-        chance = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        chance = loop.make_chance(generator)
         hidden, added = self.captions.encode([write_caption(self.scenes.words(int(row)), chance) for row in rows])
         shown = torch.rand(count, generator=generator) >= PICTURE_DROPOUT
         image_embeds = (self.image_embeds[rows].float() * shown[:, None])[:, None].to(self.device)

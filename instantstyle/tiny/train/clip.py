@@ -79,7 +79,7 @@ class ClipStage(loop.Stage):
 
     def loss(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         scenes = world.sample(count, generator)
-        texts, mask = describe(scenes, random.Random(int(torch.randint(2**62, (1,), generator=generator))))
+        texts, mask = describe(scenes, loop.make_chance(generator))
         images = self.network["teacher"](world.draw(scenes).to(self.device))
         ids, ids_2 = (tokenise(tokenizer, texts).to(self.device) for tokenizer in self.tokenizers)
         first = self.network["text_projection"](self.network["text_encoder"](ids).pooler_output)
@@ -120,7 +120,7 @@ class VisionStage(loop.Stage):
     def loss(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         scenes = world.sample(count, generator)
         pictures = world.draw(scenes).to(self.device)
-        texts, mask = describe(scenes, random.Random(int(torch.randint(2**62, (1,), generator=generator))))
+        texts, mask = describe(scenes, loop.make_chance(generator))
         with torch.no_grad():
             wanted = self.teacher(pictures)
             text_embeds = self.text_encoder(tokenise(self.tokenizer, texts).to(self.device)).text_embeds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ class ControlNetStage(unet.LatentStage):
 
     def loss(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.scenes), (count,), generator=generator)
-        chance = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        chance = loop.make_chance(generator)
         scenes = self.scenes[rows]
         hidden, added = self.captions.encode(unet.write_captions(scenes, chance))
         mixed, timesteps, velocity = self.noisy(rows, generator)

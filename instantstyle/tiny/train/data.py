@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from instantstyle.files import atomically
 from instantstyle.tiny import world
 from instantstyle.tiny.train import loop
 from instantstyle.tiny.train.clip import normalise
@@ -45,8 +45,8 @@ def make(folder: Path, encode: Callable[[Tensor], Tensor], device: torch.device,
         path = folder / f"{shard:03}.pt"
         if not path.exists():
             parts = [encode(world.draw(rows).to(device)).half().cpu() for rows in chunks(shard_scenes(shard))]
-            torch.save(torch.cat(parts), path.with_suffix(".new"))
-            os.replace(path.with_suffix(".new"), path)
+            with atomically(path) as scratch:
+                torch.save(torch.cat(parts), scratch)
 
 
 def chunks(scenes: world.Scenes, size: int = 128) -> list[world.Scenes]:

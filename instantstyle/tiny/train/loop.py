@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
+
+from instantstyle.files import atomically
 
 
 SEED = 2024
@@ -132,11 +134,10 @@ def resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def write_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    """Write a checkpoint beside the old one and move it over it, so that a kill leaves one of the two."""
-    scratch = path.with_suffix(".new")
+    """Write a checkpoint in the place of the old one; a kill leaves one of the two."""
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
-    torch.save(state, scratch)
-    os.replace(scratch, path)
+    with atomically(path) as scratch:
+        torch.save(state, scratch)
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -151,6 +152,11 @@ def hash_seed(name: str, step: int, rank: int) -> int:
     for byte in text:  # FNV-1a; Python's own hash differs from run to run
         seed = ((seed ^ byte) * 0x100000001B3) % 2**63
     return seed
+
+
+def make_chance(generator: torch.Generator) -> random.Random:
+    """Draw what picks words, so that captions too depend on the generator alone."""
+    return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

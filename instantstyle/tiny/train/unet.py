@@ -97,7 +97,7 @@ class UNetStage(LatentStage):
 
     def loss(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.scenes), (count,), generator=generator)
-        chance = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        chance = loop.make_chance(generator)
         hidden, added = self.captions.encode(write_captions(self.scenes[rows], chance))
         untold = (torch.rand(count, generator=generator) < POOLED_DROPOUT).to(self.device)
         added["text_embeds"] = torch.where(untold[:, None], self.nothing, added["text_embeds"])

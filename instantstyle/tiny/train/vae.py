@@ -82,9 +82,7 @@ def picture_error(decoded: Tensor, pictures: Tensor, scenes: world.Scenes) -> tu
 
 def figure(scenes: world.Scenes) -> Tensor:
     """Return where the figure is, edge included: (n, 1, height, width) of 0 and 1."""
-    steps = torch.arange(world.PIXELS) + 0.5
-    x = steps[None, None, :] - scenes.x[:, None, None]
-    y = steps[None, :, None] - scenes.y[:, None, None]
+    x, y = world.places(scenes, world.PIXELS)
     return (torch.hypot(x, y) < scenes.size[:, None, None] + 2)[:, None].float()
 
 
