@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 from instantstyle import generate, models
 from instantstyle.console import calm
-
-
-SUFFIX = ".safetensors"
+from instantstyle.files import check_output
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,7 +16,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: A user's mistake.
     """
-    path = output_path(options.output)
+    path = check_output("--output", options.output, ".safetensors", "styles")
     pictures = [generate.open_picture("PICTURE", name).image for name in options.reference]
     if options.weights is not None and len(options.weights) != len(pictures):
         raise ValueError(f"--weights has {len(options.weights)} numbers for {len(pictures)} pictures; give one each.")
@@ -38,17 +34,3 @@ def run(options: argparse.Namespace) -> None:
         )
     style.save(path)
     print(path)
-
-
-def output_path(output: str) -> Path:
-    """Check the name of the file to write.
-
-    Raises:
-        ValueError: It does not end in .safetensors, or its folder is missing or cannot be written.
-    """
-    path = Path(output)
-    if path.suffix != SUFFIX:
-        raise ValueError(f"--output: {output} does not end in {SUFFIX}.")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output: {output} cannot be written; expected a file in a folder that is there.")
-    return path

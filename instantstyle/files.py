@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files to write: checked before the work that fills them, and then there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_output(option: str, text: str, suffix: str, keeps: str) -> Path:
+    """Check the name of a file that an option asks for.
+
+    Args:
+        option: The option, for errors.
+        text: What it was given.
+        suffix: What the name must end in.
+        keeps: What files of this kind keep, for errors.
+
+    Raises:
+        ValueError: It does not end in `suffix`, or its folder is missing or cannot be written.
+    """
+    path = Path(text)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{option}: {text} does not end in {suffix}, the format that keeps {keeps}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: the folder {path.parent} does not exist.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{option}: {text} cannot be written.")
+    return path
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import inspect
-import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from PIL import Image
 
 from instantstyle import models, recipe
 from instantstyle.console import calm
+from instantstyle.files import check_output
 from instantstyle.version import versions
 
 
@@ -181,13 +181,7 @@ def output_paths(output: str, number: int) -> list[Path]:
     Raises:
         ValueError: The name does not end in .png, or its folder is missing or cannot be written.
     """
-    path = Path(output)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--output: {output} does not end in .png, the format that keeps the recipe.")
-    if not path.parent.is_dir():
-        raise ValueError(f"--output: the folder {path.parent} does not exist.")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output: {output} cannot be written.")
+    path = check_output("--output", output, ".png", "the recipe")
     return [path] if number == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(number)]
 
 

@@ -21,6 +21,7 @@ from instantstyle import carried, generate, grid, models, recipe
 from instantstyle.blocks import table
 from instantstyle.conditions import Condition, digest, make_pictures, reference_pictures, sample_pairs, to_picture
 from instantstyle.console import calm
+from instantstyle.files import check_output
 from instantstyle.metrics import estimate, score
 from instantstyle.proposal import Groups, Proposal, propose, propose_by_proxy
 from instantstyle.proxy import NO_PROMPT_NOTE, NOTE, Towers
@@ -173,7 +174,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: A user's mistake, or nothing to save.
     """
-    folder, save = output_folder(options.output), save_path(options.save)
+    folder = output_folder(options.output)
+    save = None if options.save is None else check_output("--save", options.save, ".safetensors", "presets")
     given = [grid.open_reference(path) for path in options.reference or []]
     bars = sys.stderr.isatty() and not options.quiet
 
@@ -221,24 +223,6 @@ def output_folder(text: str) -> Path:
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise ValueError(f"--output: {text} cannot be written.")
     return folder
-
-
-def save_path(text: str | None) -> Path | None:
-    """Check the file to save the adapter to.
-
-    Raises:
-        ValueError: It does not end in .safetensors, or its folder is missing or cannot be written.
-    """
-    if text is None:
-        return None
-    path = Path(text)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"--save: {text} does not end in .safetensors, the format that carries presets.")
-    if not path.parent.is_dir():
-        raise ValueError(f"--save: the folder {path.parent} does not exist.")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--save: {text} cannot be written.")
-    return path
 
 
 def fill_in(options: argparse.Namespace, judged: bool) -> None:

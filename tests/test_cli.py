@@ -235,7 +235,7 @@ def test_a_style_file_is_shown(style_file, capsys):
         (["show", "TORN"], "cannot be read as a style"),
         (["show", "none.safetensors"], "none.safetensors"),
         (["encode", REFERENCE, "-o", "style.png"], "--output: style.png does not end in .safetensors"),
-        (["encode", REFERENCE, "-o", "none/style.safetensors"], "--output: none/style.safetensors cannot be written"),
+        (["encode", REFERENCE, "-o", "none/style.safetensors"], "--output: the folder none does not exist"),
         (["encode", REFERENCE, "--weights", "1,2"], "--weights has 2 numbers for 1 pictures"),
         (["encode", REFERENCE, "--weights", "1,x"], "expected a number, got 'x'"),
         (["encode", REFERENCE, "--weights", "0"], "`weights` must be finite and have a sum above 0"),
