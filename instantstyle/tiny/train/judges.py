@@ -14,16 +14,18 @@ from instantstyle.tiny import judges, world
 from instantstyle.tiny.train import loop
 
 
-BLOBS = 1 / 8  # of a batch
+BLOBS = 1 / 6  # of a batch
 RECONSTRUCTED = 3 / 8
 EXAMINED = 2048  # pictures, in the end
+LAYOUT_WEIGHTS = {"x": 100.0, "y": 100.0, "size": 40.0, "angle": 4.0, "line": 4.0}
+"""Places are asked for to the pixel; the rest is read as well as it goes."""
 
 
 class JudgesStage(loop.Stage):
     """Train the judges; they share nothing with the generator but the autoencoder that degrades some drawings."""
 
     name = "judges"
-    steps = 2700
+    steps = 4500
     batch = 64
     rate = 1.5e-3
 
@@ -43,8 +45,9 @@ class JudgesStage(loop.Stage):
         loss = sum(F.cross_entropy(named[name], wanted[name]) for name in world.NAMES)
         numbers = [(getattr(scenes, name) - low) / (high - low) for name, (low, high) in judges.LAYOUT.items()]
         wrong = (layout - torch.stack(numbers, dim=-1).to(self.device))[blobs:]
+        weights = wrong.new_tensor([LAYOUT_WEIGHTS[name] for name in judges.LAYOUT])
         accuracy = (named["shape"].argmax(-1) == wanted["shape"]).float().mean()
-        return loss + 20 * wrong.square().mean(), {"shape": float(accuracy)}
+        return loss + (weights * wrong.square()).sum(-1).mean(), {"shape": float(accuracy)}
 
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}

@@ -17,6 +17,7 @@ STAGES = {
     "clip": "clip:ClipStage",
     "vision": "clip:VisionStage",
     "unet": "unet:UNetStage",
+    "attention": "unet:AttentionStage",
     "decoder": "vae:DecoderStage",
     "adapter": "adapter:AdapterStage",
     "controlnet": "controlnet:ControlNetStage",

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -56,10 +56,13 @@ class LatentStage(loop.Stage):
         self.latents = data.read(self.work / "latents")
 
     def noisy(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return noisy latents, their timesteps, and the velocities to predict (arXiv 2202.00512)."""
+        """Return noisy latents, their timesteps, and the velocities to predict (arXiv 2202.00512).
+
+        The noisier, the more often: what a caption or a picture tells is decided there, the rest is seen in the latents.
+        """
         latents = self.latents[rows].float()
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(1000, (len(rows),), generator=generator)
+        timesteps = (torch.rand(len(rows), generator=generator).sqrt() * 1000).long().clamp(max=999)
         mixed = self.noise_schedule.add_noise(latents, noise, timesteps)
         velocity = self.noise_schedule.get_velocity(latents, noise, timesteps)
         return mixed.to(self.device), timesteps.to(self.device), velocity.to(self.device)
@@ -74,14 +77,6 @@ def velocity_error(found: Tensor, wanted: Tensor, timesteps: Tensor) -> Tensor:
     return ((found - wanted).square().mean((1, 2, 3)) / expected).mean()
 
 
-POOLED_DROPOUT = 0.8
-"""How often the pooled text is that of no text.
-
-It tells the whole caption, so a UNet of this size takes style from it and leaves only content to the cross-attentions;
-an IP-Adapter, which acts on cross-attentions, could then bring no style.
-"""
-
-
 class UNetStage(LatentStage):
     """Train the UNet on captions that name no style, some of it or all; a tenth are empty, for guidance."""
 
@@ -89,6 +84,7 @@ class UNetStage(LatentStage):
     steps = 11000
     batch = 48
     rate = 1.5e-3
+    pooled_dropout = 0.0
 
     def __init__(self, work: Path, device: torch.device) -> None:
         super().__init__(work, device)
@@ -99,7 +95,7 @@ class UNetStage(LatentStage):
         rows = torch.randint(len(self.scenes), (count,), generator=generator)
         chance = loop.make_chance(generator)
         hidden, added = self.captions.encode(write_captions(self.scenes[rows], chance))
-        untold = (torch.rand(count, generator=generator) < POOLED_DROPOUT).to(self.device)
+        untold = (torch.rand(count, generator=generator) < self.pooled_dropout).to(self.device)
         added["text_embeds"] = torch.where(untold[:, None], self.nothing, added["text_embeds"])
         mixed, timesteps, velocity = self.noisy(rows, generator)
         found = self.network(mixed, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
@@ -120,13 +116,29 @@ class UNetStage(LatentStage):
         return loop.tile(pictures.cpu(), 8)
 
 
+class AttentionStage(UNetStage):
+    """Train the UNet on, the pooled text mostly that of no text, so that style comes through the cross-attentions.
+
+    The pooled text tells the whole caption. A UNet of this size takes style from it and leaves only content to the
+    cross-attentions; an IP-Adapter, which acts on cross-attentions, could then bring no style.
+    """
+
+    name = "attention"
+    steps = 8500
+    pooled_dropout = 0.8
+
+    def __init__(self, work: Path, device: torch.device) -> None:
+        super().__init__(work, device)
+        self.network = UNet2DConditionModel.from_pretrained(work / "checkpoint" / "unet")
+
+
 SAMPLING = {"guidance_scale": 3.5, "num_inference_steps": 20, "height": world.PIXELS, "width": world.PIXELS}
 """How the training's own pictures are made."""
 
 
 def pipeline(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:
     """Put the pipeline together from the checkpoint's parts."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler
 
     captions = Captions(folder, device)
     pipe = StableDiffusionXLPipeline(

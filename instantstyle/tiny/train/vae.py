@@ -91,3 +91,11 @@ def before_and_after(vae: AutoencoderKL, device: torch.device) -> Tensor:
     pictures = world.draw(world.sample(16, torch.Generator().manual_seed(1))).to(device)
     decoded = vae.decode(vae.encode(pictures * 2 - 1).latent_dist.mean).sample / 2 + 0.5
     return loop.tile(torch.cat((pictures[:8], decoded[:8], pictures[8:], decoded[8:])), 8)
+
+
+@torch.no_grad()
+def decibels(vae: AutoencoderKL) -> float:
+    """Return the signal-to-noise ratio of reconstructions of drawings that were not trained on."""
+    pictures = world.draw(world.sample(512, torch.Generator().manual_seed(0))) * 2 - 1
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in pictures.split(64)])
+    return round(-10 * float(torch.log10((decoded - pictures).square().mean() / 4)), 2)
