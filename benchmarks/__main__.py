@@ -22,7 +22,7 @@ from benchmarks.sdxl import SDXL, TINY, Dimensions, shallow, write_adapter
 from benchmarks.sides import AGAIN, ALL, OURS, PLAIN, STYLE
 from benchmarks.stats import at_least, at_most, estimate, ratio
 from benchmarks.steps import Steps, time_steps
-from benchmarks.styles import BATCH, EACH, FILE, STARTING, STYLES, measure_styles
+from benchmarks.styles import BATCH, EACH, FILE, STARTING, STYLES, measure_memory, measure_styles
 
 
 PARTS = ("loading", "steps", "compiled", "styles")
@@ -122,6 +122,8 @@ def report_styles(report: Report, args: argparse.Namespace, size: Dimensions, ad
     held, file = estimate(megabytes[FILE]), estimate([found.file / 1e3])
     report.judge(f"a style holds at most {STYLE_MB} MB over plain SDXL", held, at_most(STYLE_MB, held))
     report.judge(f"a style file takes at most {STYLE_FILE_KB} kB", file, at_most(STYLE_FILE_KB, file), 1)
+    for measure, megabytes in measure_memory(args.tiny, adapter, dtype, args.device, args.processes).items():
+        report.add(f"{measure} from files to the end of a step, MB, {args.step_dtype}", megabytes)
     for measure, (wall, cpu) in found.times.items():
         for clock, samples in {"wall": wall, "CPU": cpu}.items():
             if clock == "wall" or args.device == "cpu":

@@ -4,21 +4,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import UNet2DConditionModel
 
+from benchmarks import apart
 from benchmarks.clock import Times, rounds, timed
-from benchmarks.sdxl import SDXL, TINY, Dimensions, build_pipeline, build_unet, write_adapter
+from benchmarks.sdxl import TINY, Dimensions, build_pipeline, build_unet, write_adapter
 from benchmarks.sides import LOADING, adapter_modules, kind_of, load
 
 
@@ -68,6 +64,12 @@ def status(field: str) -> float:
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
+def mark_peak() -> float:
+    """Let the peak of memory start here; return what this process has now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
 def read_from_storage() -> float:
     """Bytes that this process has made the storage deliver so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
@@ -95,8 +97,7 @@ def measure_here(side: str, size: Dimensions, adapter: Path, dtype: torch.dtype,
     unet = build_unet(size, dtype, device, filled=False)
     pipe = build_pipeline(kind_of(side), unet)
     evict(adapter)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts here
-    memory, storage = status("VmRSS"), read_from_storage()
+    memory, storage = mark_peak(), read_from_storage()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         on_device = torch.cuda.memory_allocated()
@@ -117,30 +118,8 @@ def measure_apart(
     tiny: bool, adapter: Path, dtype: torch.dtype, device: str, count: int
 ) -> dict[str, dict[str, list[float]]]:
     """`measure_here` for every side in turns, each time in a process of its own: measure -> side -> samples."""
-    found: dict[str, dict[str, list[float]]] = {}
-    root = Path(__file__).parents[1]
-    search = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    for _ in range(count):
-        for side in LOADING:
-            order = {"side": side, "tiny": tiny, "adapter": str(adapter), "dtype": str(dtype), "device": device}
-            command = [sys.executable, "-m", "benchmarks.loading", json.dumps(order)]
-            done = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": search}
-            )
-            for measure, value in json.loads(done.stdout.splitlines()[-1]).items():
-                found.setdefault(measure, {s: [] for s in LOADING})[side].append(value)
-    return found
-
-
-def main() -> None:
-    """Carry out the order of `measure_apart` and print what was found as JSON."""
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    order = json.loads(sys.argv[1])
-    dtype = getattr(torch, order["dtype"].removeprefix("torch."))
-    size = TINY if order["tiny"] else SDXL
-    print(json.dumps(measure_here(order["side"], size, Path(order["adapter"]), dtype, order["device"])))
+    return apart.measure("benchmarks.loading", LOADING, apart.Order(tiny, adapter, dtype, device), count)
 
 
 if __name__ == "__main__":
-    main()
+    apart.obey(measure_here)

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from benchmarks import apart
 from benchmarks.clock import Times, rounds, timed
+from benchmarks.loading import mark_peak, status
 from benchmarks.sdxl import SDXL, Dimensions, build_pipeline, build_unet, fill
 from benchmarks.sides import AGAIN, PLAIN, STYLE_DICT, Attachment, adapter_modules
 from benchmarks.steps import inputs
@@ -31,6 +33,7 @@ STARTING = (ENCODER, SAVED, OURS_SAVED, FILE)
 STYLING = (PLAIN, AGAIN, *STARTING)
 STYLES = 8
 BATCH, EACH = "one batch", "one call each"
+SMALL_LATENTS = 8  # where memory is measured, so that activations do not hide it
 
 
 @dataclass
@@ -61,17 +64,26 @@ def build_encoder(size: Dimensions, dtype: torch.dtype, device: str) -> CLIPVisi
 class Bench:
     """One UNet, and what each side starts from: an adapter file, saved embeddings, a style file."""
 
+    encoder: CLIPVisionModelWithProjection
+
     def __init__(self, size: Dimensions, adapter: Path, dtype: torch.dtype, device: str, latents: int):
-        self.size, self.adapter, self.latents = size, adapter, latents
+        self.size, self.adapter = size, adapter
         self.unet = build_unet(size, dtype, device, filled=True)
         self.pipes = {kind: build_pipeline(kind, self.unet) for kind in ("stock", "ours")}
-        self.encoder = build_encoder(size, dtype, device)
         self.pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(device, dtype)
         self.saved, self.file = adapter.with_name("embeds.safetensors"), adapter.with_name("style.safetensors")
-        save_file({"embeds": self._encode().cpu()}, self.saved)
-        self.style = self._bake()
-        self.style.to(torch.float16).save(self.file)
         self.arguments = inputs(size, latents, self.unet, adapter=False)
+
+    def load_encoder(self) -> None:
+        """Put the image encoder into memory."""
+        self.encoder = build_encoder(self.size, self.unet.dtype, str(self.unet.device))
+
+    def write_files(self) -> Style:
+        """Write the saved embeddings and the style file, and return the style."""
+        save_file({"embeds": self._encode().cpu()}, self.saved)
+        style = self._bake()
+        style.to(torch.float16).save(self.file)
+        return style
 
     def _encode(self) -> torch.Tensor:
         embeds = self.encoder(self.pixels).image_embeds
@@ -153,11 +165,13 @@ def measure_styles(
 ) -> Found:
     """Measure all sides in turns on one UNet."""
     bench, cuda = Bench(size, adapter, dtype, device, latents), device == "cuda"
+    bench.load_encoder()
+    style = bench.write_files()
     times = {
-        "start to first step": rounds(count, STARTING, lambda side: _start(bench, side, cuda), "start"),
+        "start to first step": rounds(count, (PLAIN, *STARTING), lambda side: _start(bench, side, cuda), "start"),
         "step": _steps(bench, count, cuda),
         f"a step of {STYLES} prompts in {STYLES} styles": rounds(
-            count, (BATCH, EACH), lambda way: timed(_batches(bench)[way], cuda), "batches"
+            count, (BATCH, EACH), lambda way: timed(_batches(bench, style)[way], cuda), "batches"
         ),
     }
     outputs = {}
@@ -169,6 +183,33 @@ def measure_styles(
         side: ((outputs[side] - outputs[OURS_SAVED]).abs().max() / largest).item() for side in (FILE, PLAIN)
     }
     return Found({side: bench.held(side) for side in STARTING}, bench.file.stat().st_size, times, differences)
+
+
+@torch.no_grad()
+def measure_here(side: str, size: Dimensions, adapter: Path, dtype: torch.dtype, device: str) -> dict[str, float]:
+    """How far the peak of this process's memory rises from files to the end of a step, after steps of plain SDXL."""
+    bench = Bench(size, adapter, dtype, device, SMALL_LATENTS)
+    for _ in range(2):
+        bench.step(None)
+    cuda, before = device == "cuda", mark_peak()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        on_device = torch.cuda.memory_allocated()
+    if side == ENCODER:
+        bench.load_encoder()
+    with bench.started(side) as embeds:
+        bench.step(embeds)
+    found = {"peak memory": (status("VmHWM") - before) / 1e6}
+    if cuda:
+        found["peak memory on the GPU"] = (torch.cuda.max_memory_allocated() - on_device) / 1e6
+    return found
+
+
+def measure_memory(
+    tiny: bool, adapter: Path, dtype: torch.dtype, device: str, count: int
+) -> dict[str, dict[str, list[float]]]:
+    """`measure_here` for every side in processes of their own, once `measure_styles` has written the files."""
+    return apart.measure("benchmarks.styles", (PLAIN, *STARTING), apart.Order(tiny, adapter, dtype, device), count)
 
 
 def _start(bench: Bench, side: str, cuda: bool) -> tuple[float, float]:
@@ -196,11 +237,11 @@ def _steps(bench: Bench, count: int, cuda: bool) -> tuple[Times, Times]:
         plain.put(bench.unet)
 
 
-def _batches(bench: Bench) -> dict[str, Callable[[], None]]:
+def _batches(bench: Bench, style: Style) -> dict[str, Callable[[], None]]:
     """Eight styles for eight prompts; putting the tables on the UNet is part of a call, and counted."""
-    recipe = bench.style.recipe
+    recipe = style.recipe
     styles = [
-        Style(bench.style.tensors, replace(recipe, scales=dict.fromkeys(recipe.scales, 0.5 + number / STYLES)))
+        Style(style.tensors, replace(recipe, scales=dict.fromkeys(recipe.scales, 0.5 + number / STYLES)))
         for number in range(STYLES)
     ]
     pipe = bench.pipes["ours"]
@@ -215,3 +256,7 @@ def _batches(bench: Bench) -> dict[str, Callable[[], None]]:
                 bench.step(bench.rows(1))
 
     return {BATCH: batch, EACH: each}
+
+
+if __name__ == "__main__":
+    apart.obey(measure_here)
