@@ -58,7 +58,7 @@ class LatentStage(loop.Stage):
     def noisy(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return noisy latents, their timesteps, and the velocities to predict (arXiv 2202.00512).
 
-        The noisier, the more often: what a caption or a picture tells is decided there, the rest is seen in the latents.
+        The noisier, the more often: that is where a caption or a picture decides; the rest is seen in the latents.
         """
         latents = self.latents[rows].float()
         noise = torch.randn(latents.shape, generator=generator)
