@@ -20,6 +20,7 @@ from instantstyle.tiny import world
 
 METHODS = ("none", "adapter", "prompt", "img2img")
 SPLITS = ("selection", "reporting")
+PHRASING = "a {}"
 POOL = 4096  # pairs drawn per split; the first n are used, so that pair i is the same however many are asked for
 
 # SDXL's attention groups in the order in which they run, which is how ComfyUI numbers them.
@@ -61,6 +62,7 @@ class Condition:
             method "adapter".
         scale: The adapter's strength.
         content: How much of the reference's shape to remove, a number or "auto"; None removes nothing.
+        phrasing: How the shape that is removed is put in words; "{}" stands for it.
         strength: How much of the reference "img2img" changes, above 0 and up to 1.
 
     Raises:
@@ -72,6 +74,7 @@ class Condition:
     target_blocks: Any = "all"
     scale: float = 1.0
     content: float | str | None = None
+    phrasing: str = PHRASING
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +87,10 @@ class Condition:
             raise ValueError(f'{about}: `content` must be a number, "auto" or null, got {self.content!r}.')
         if self.content is not None and self.method != "adapter":
             raise ValueError(f'{about}: `content` is removed from what the adapter sees; expected `method` "adapter".')
+        if not isinstance(self.phrasing, str) or "{}" not in self.phrasing:
+            raise ValueError(f'{about}: `phrasing` must be a text with "{{}}" in it, got {self.phrasing!r}.')
+        if self.phrasing != PHRASING and self.content is None:
+            raise ValueError(f"{about}: `phrasing` is of what `content` removes; expected `content` beside it.")
         if (self.strength is not None) != (self.method == "img2img"):
             raise ValueError(f'{about}: `strength` is what `method` "img2img" needs, and no other.')
         if self.strength is not None and not (_is_number(self.strength) and 0 < self.strength <= 1):
@@ -123,7 +130,14 @@ class Condition:
         blocks = self.target_blocks
         if isinstance(blocks, Mapping):
             blocks = {name: float(scale) if _is_number(scale) else scale for name, scale in blocks.items()}
-        return {"method": self.method, "target_blocks": blocks, "scale": float(self.scale), "content": content}
+        phrasing = None if content is None else self.phrasing
+        return {
+            "method": self.method,
+            "target_blocks": blocks,
+            "scale": float(self.scale),
+            "content": content,
+            "phrasing": phrasing,
+        }
 
     def key(self) -> str:
         """Return a name for the settings, the same on every machine."""
@@ -189,6 +203,7 @@ def curves() -> list[Curve]:
         scale_curve(PLAIN, (0.25, 0.5, 0.75, 1.0, 1.25), against=None),
         scale_curve(STYLE, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5), against=PLAIN.name),
         content_curve(PLAIN, (0.25, 0.5, 0.75, 1.0, 1.5, "auto")),
+        *(content_curve(PLAIN, (0.25, 0.5, 1.0, "auto"), phrasing) for phrasing in ("{}", "a drawing of a {}")),
         content_curve(STYLE, (0.25, 0.5, 0.75, 1.0, 1.5, "auto")),
         *(comfyui_curve(preset, (0.5, 1.0, 1.5)) for preset in COMFYUI_PRESETS),
         Curve("img2img", tuple((f"{s:g}", img2img(s)) for s in (0.9, 0.8, 0.7, 0.6, 0.5)), PLAIN.name),
@@ -202,10 +217,10 @@ def scale_curve(condition: Condition, scales: Sequence[float], against: str | No
     return Curve(condition.name, (("0", NO_REFERENCE), *points), against)
 
 
-def content_curve(condition: Condition, strengths: Sequence[float | str]) -> Curve:
+def content_curve(condition: Condition, strengths: Sequence[float | str], phrasing: str = PHRASING) -> Curve:
     """Remove content from a condition at several strengths, against the condition at several scales."""
-    points = [(_written(content), without(condition, content)) for content in strengths]
-    return Curve(f"{condition.name} - content", (("0", condition), *points), condition.name)
+    points = [(_written(content), without(condition, content, phrasing)) for content in strengths]
+    return Curve(f"{condition.name} - content{_quoted(phrasing)}", (("0", condition), *points), condition.name)
 
 
 def comfyui_curve(preset: str, weights: Sequence[float]) -> Curve:
@@ -223,9 +238,10 @@ def scaled(condition: Condition, scale: float) -> Condition:
     return dataclasses.replace(condition, name=f"{condition.name} {scale:g}", scale=scale)
 
 
-def without(condition: Condition, content: float | str) -> Condition:
+def without(condition: Condition, content: float | str, phrasing: str = PHRASING) -> Condition:
     """Return the condition with content removed."""
-    return dataclasses.replace(condition, name=f"{condition.name} - content {_written(content)}", content=content)
+    name = f"{condition.name} - content {_written(content)}{_quoted(phrasing)}"
+    return dataclasses.replace(condition, name=name, content=content, phrasing=phrasing)
 
 
 def img2img(strength: float) -> Condition:
@@ -235,6 +251,10 @@ def img2img(strength: float) -> Condition:
 
 def _written(content: float | str) -> str:
     return content if isinstance(content, str) else f"{content:g}"
+
+
+def _quoted(phrasing: str) -> str:
+    return "" if phrasing == PHRASING else f' "{phrasing.format("...")}"'
 
 
 @dataclass
@@ -264,8 +284,8 @@ class Pairs:
         return world.caption(world.SHAPES[int(self.prompts_shape[row])])
 
     def content(self, row: int) -> str:
-        """Return what the reference of one pair shows, as a caption."""
-        return world.caption(self.references.words(row)["shape"])
+        """Return what the reference of one pair shows, in a word."""
+        return self.references.words(row)["shape"]
 
     def named(self, row: int) -> str:
         """Return the prompt of one pair with its reference's style named in it."""
@@ -384,7 +404,7 @@ def call_arguments(pipe: Any, condition: Condition, pairs: Pairs, rows: list[int
         pictures = reference_pictures(pairs.references[rows], picture_size(pipe))
         arguments |= {"ip_adapter_image": [pictures], "ip_adapter_image_per_prompt": True}
     if condition.content is not None:
-        content = [[pairs.content(row) for row in rows]]
+        content = [[condition.phrasing.format(pairs.content(row)) for row in rows]]
         arguments |= {"neg_content_prompt": content, "neg_content_scale": condition.content}
     return arguments
 

@@ -97,6 +97,7 @@ def test_only_what_decides_the_pictures_is_in_the_key():
         Condition("a", target_blocks={"style": 0.5}),
         Condition("a", content=0.5),
         Condition("a", content="auto"),
+        Condition("a", content=0.5, phrasing="{}"),
         Condition("a", "none"),
         Condition("a", "prompt"),
         Condition("a", "img2img", strength=0.5),
@@ -119,6 +120,8 @@ def test_names_tell_conditions_apart():
         ({"scale": math.nan}, "`scale` must be a number"),
         ({"content": "all"}, '`content` must be a number, "auto" or null'),
         ({"method": "prompt", "content": 1.0}, "`content` is removed from what the adapter sees"),
+        ({"content": 1.0, "phrasing": "a star"}, "`phrasing` must be a text with"),
+        ({"phrasing": "{}"}, "expected `content` beside it"),
         ({"method": "img2img"}, "`strength` is what"),
         ({"strength": 0.5}, "`strength` is what"),
         ({"method": "img2img", "strength": 0}, "`strength` must be above 0"),
@@ -148,7 +151,7 @@ def test_references_never_show_what_the_prompt_asks_for(split):
     both = pairs.prompts_shape * len(world.SHAPES) + pairs.references.shape
     assert len(both.unique()) == len(world.SHAPES) * (len(world.SHAPES) - 1)
     assert pairs.prompt(0) == world.caption(world.SHAPES[int(pairs.prompts_shape[0])])
-    assert pairs.content(0) == world.caption(world.SHAPES[int(pairs.references.shape[0])])
+    assert pairs.content(0) == world.SHAPES[int(pairs.references.shape[0])]
 
 
 def test_splits_are_disjoint_and_their_beginnings_always_the_same():
@@ -215,6 +218,8 @@ def test_words_of_each_method(pipe):
     plain = conditions.call_arguments(pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
     assert plain["prompt"] == [pairs.prompt(1)] * 2
     assert plain["neg_content_prompt"] == [[f"a {words['shape']}"] * 2]
+    bare = conditions.call_arguments(pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
+    assert bare["neg_content_prompt"] == [[f"the {words['shape']}"]]
     named = conditions.call_arguments(pipe, Condition("a", "prompt"), pairs, [1], STEPS)
     assert all(words[name] in named["prompt"][0] for name in ("palette", "background", "texture"))
     assert words["shape"] not in named["prompt"][0]
