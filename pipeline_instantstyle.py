@@ -19,6 +19,7 @@ import math
 import pickle
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -455,9 +456,13 @@ class AdapterState:
     scales: list[Scale]  # per adapter: what all its weights are multiplied by
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
-    brought: dict[str, int] = field(default_factory=dict)  # the components that came with it, by identity
+    brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
     # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
     standing: Callable[[int], list[torch.Tensor]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has components of its own.
+        return {**self.__dict__, "brought": {}}
 
 
 def adapter_state(unet: Any) -> AdapterState | None:
@@ -480,6 +485,11 @@ def adapter_state(unet: Any) -> AdapterState | None:
         plain={layer: _plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
     )
+
+
+def bare_unet(pipe: Any) -> Any:
+    """The UNet of a pipeline, out of what `torch.compile` wraps around it."""
+    return getattr(pipe.unet, "_orig_mod", pipe.unet)
 
 
 def ip_processors(unet: Any) -> dict[str, Any]:
@@ -744,7 +754,7 @@ def _refuse_misspelt(given: Iterable[str], ours: Sequence[str]) -> None:
 
 def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
     names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
-    for name in (*names, "neg_content_prompt", "neg_content_embeds"):
+    for name in (*names, "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
         if arguments.get(name) is not None and arguments[name] is not False:
             raise ValueError(
                 f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
@@ -1053,12 +1063,14 @@ class InstantStyleMixin(_Host):
             elif style_scale != 1.0:
                 raise ValueError(f"`style_scale` is {style_scale!r}, but there is no `style`. Pass one.")
             state = adapter_state(unet)
-            if state is not None and state.standing is not None:
-                _refuse_beside_style(arguments | ours | {"target_blocks": target_blocks})
+            standing = None if state is None else state.standing
+            if standing is not None:
+                amount = None if neg_content_scale == 1.0 else neg_content_scale
+                _refuse_beside_style(arguments | ours | {"target_blocks": target_blocks, "neg_content_scale": amount})
             call = self._read_call(arguments, state, neg_content_scale=neg_content_scale, **ours)
             targets = None if target_blocks is None else _resolve_each(target_blocks, unet, state)
-            if state is not None and state.standing is not None:
-                arguments["ip_adapter_image_embeds"] = call.embeds = state.standing(call.prompts)
+            if standing is not None:
+                arguments["ip_adapter_image_embeds"] = call.embeds = standing(call.prompts)
             masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
             _check_masks(masks, call, state, targets or (state.targets if state else []))
             if state is not None and not call.referenced:
@@ -1163,6 +1175,7 @@ class InstantStyleMixin(_Host):
 
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
+            RuntimeError: a style is applied to the UNet.
             ImportError: this file is used without its package.
         """
         encode = _package("baking", "`encode_style`").encode
@@ -1187,16 +1200,17 @@ class InstantStyleMixin(_Host):
         return rows
 
     def unload_image_encoder(self) -> None:
-        """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again."""
-        state = adapter_state(self._bare_unet)
+        """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
+
+        Other pipelines that have it keep it. Raises RuntimeError while a style is applied to the UNet.
+        """
+        self._adapter_to_change()
         with self._offloading_suspended():
             self.register_modules(image_encoder=None)
-        if state is not None:
-            state.brought.pop("image_encoder", None)
 
     @property
     def _bare_unet(self) -> Any:
-        return getattr(self.unet, "_orig_mod", self.unet)
+        return bare_unet(self)
 
     def _adapter_to_change(self) -> AdapterState | None:
         state = adapter_state(self._bare_unet)
@@ -1249,7 +1263,7 @@ class InstantStyleMixin(_Host):
             if "image_encoder" in towers:
                 towers["image_encoder"].to(self.device)
             self.register_modules(**towers)
-            state.brought = state.brought | {name: id(tower) for name, tower in towers.items()}
+            state.brought = state.brought | {name: weakref.ref(tower) for name, tower in towers.items()}
         for file in files:
             file.forget()
         for i, lora in unet._load_ip_adapter_loras(loras).items():  # FaceID's
@@ -1288,7 +1302,7 @@ class InstantStyleMixin(_Host):
             return
         with self._offloading_suspended():
             detach(unet, state)
-            ours = [name for name, module in state.brought.items() if id(getattr(self, name)) == module]
+            ours = [name for name, brought in state.brought.items() if getattr(self, name) is brought()]
             self.register_modules(**dict.fromkeys(ours))
         loras = [name for name in getattr(unet, "peft_config", {}) if name.startswith("faceid_")]
         if loras:
@@ -1517,7 +1531,7 @@ class InstantStyleMixin(_Host):
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
-        source = getattr(pipeline.unet, "_orig_mod", pipeline.unet)
+        source = bare_unet(pipeline)
         with lifted(source) as adapter:
             new = super().from_pipe(pipeline, **kwargs)
             unet = new._bare_unet

@@ -21,7 +21,7 @@ from benchmarks.sdxl import SDXL, Dimensions, build_pipeline, build_unet, fill
 from benchmarks.sides import AGAIN, PLAIN, STYLE_DICT, Attachment, adapter_modules
 from benchmarks.steps import inputs
 from instantstyle.applying import Lookup, worn
-from instantstyle.baking import bake, family_of, fingerprint, scales_for, text_width_of
+from instantstyle.baking import bake, dtype_of, family_of, fingerprint, projections, scales_for, text_width_of
 from instantstyle.style import Style
 from instantstyle.style_recipe import Recipe, Source
 from instantstyle.version import versions
@@ -95,16 +95,18 @@ class Bench:
         state = adapter_state(self.unet)
         assert state is not None
         scales = scales_for(self.unet, state, None)
+        layers = projections(self.unet, state, scales)
         recipe = Recipe(
             family=family_of(self.unet),
             text_width=text_width_of(self.unet),
             scales=scales,
             sources=(Source((1024, 1024), content="a star"),),
-            adapter=fingerprint(state.projection),
+            adapter=fingerprint(state.projection, *layers.values()),
             image_encoder=fingerprint(self.encoder),
+            dtype=dtype_of(self.unet),
             versions=versions(),
         )
-        style = Style(bake(pipe, self._encode()[:, 0], scales), recipe)
+        style = Style(bake(pipe, self._encode()[:, 0], layers), recipe)
         pipe.unload_ip_adapter()
         return style
 

@@ -6,25 +6,25 @@ The "image embedding" that the host routes to the blocks is a row number: row `2
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from numbers import Real
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch import nn
 
-from instantstyle.baking import family_of, text_width_of
+from instantstyle.baking import family_of
 from instantstyle.style import Style
 from pipeline_instantstyle import (
     AdapterState,
     MutedProjection,
     _attention,
+    _check_number,
     _ip_processor,
     adapter_state,
     attach,
+    bare_unet,
     detach,
     lifted,
     text_layers,
@@ -49,12 +49,18 @@ class RowNumbers(nn.Module):
 class Lookup(nn.Module):
     """Stands where an adapter would project image tokens: gives a table's rows, of shape `(tokens, width)`.
 
-    The table is no parameter and no buffer: it stays where the call runs, whatever is offloaded, and in no state dict.
+    The table is no parameter and no buffer: no state dict holds it, and no offloading hook takes it away. It is cast
+    and moved with the UNet.
     """
 
     def __init__(self, table: torch.Tensor):
         super().__init__()
         self.table = table
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Lookup:
+        super()._apply(fn, recurse)
+        self.table = fn(self.table)
+        return self
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Look rows of shape `(..., 1, 1)` up."""
@@ -62,8 +68,8 @@ class Lookup(nn.Module):
 
 
 _ONE_PIPELINE = (
-    "A style is applied to this UNet for one pipeline, but another one ran it. Run only that pipeline inside of the "
-    "`with`, and others before or after it."
+    "A style is applied to this UNet for one pipeline, but another one ran it, or loaded an IP-Adapter on it. Run "
+    "only that pipeline inside of the `with`, and others before or after it."
 )
 
 
@@ -73,7 +79,7 @@ def applied(pipe: Any, style: Any, scale: Any = 1.0) -> Iterator[Any]:
 
     The pipeline may be a stock one; it needs no adapter and no image encoder, and an adapter that it has is put aside.
     Meanwhile its class is the variant's. All is as before at the end, also after an exception. Not inside another
-    `applied`; and no stock pipeline but this one can run on the UNet meanwhile.
+    `applied`. Meanwhile no other stock pipeline can run on the UNet; variants that share it paint in the style too.
 
     Args:
         pipe: A pipeline whose class `with_instantstyle` takes, of the style's family.
@@ -92,7 +98,7 @@ def applied(pipe: Any, style: Any, scale: Any = 1.0) -> Iterator[Any]:
         variant = with_instantstyle(host)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`pipe` cannot paint in a style: {error}") from error
-    with worn(pipe, style, scale), _refusing_others(bare_unet(pipe)), ExitStack() as stack:
+    with worn(pipe, style, scale, name="scale"), _refusing_others(bare_unet(pipe)), ExitStack() as stack:
         if "_instantstyle_call" not in vars(pipe):
             stack.callback(vars(pipe).pop, "_instantstyle_call", None)
         stack.callback(setattr, pipe, "__class__", host)
@@ -101,16 +107,17 @@ def applied(pipe: Any, style: Any, scale: Any = 1.0) -> Iterator[Any]:
 
 
 @contextmanager
-def worn(pipe: Any, style: Any, scale: Any) -> Iterator[None]:
-    """Put styles on a pipeline's UNet, in place of an adapter; arguments and errors are those of `applied`."""
+def worn(pipe: Any, style: Any, scale: Any, name: str = "style_scale") -> Iterator[None]:
+    """Put styles on a pipeline's UNet, in place of an adapter.
+
+    Arguments and errors are those of `applied`; `name` is what errors call `scale`.
+    """
     unet = bare_unet(pipe)
     state = adapter_state(unet)
     if state is not None and state.standing is not None:
         raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
-    arrangement = arrange(style, scale)
-    for row in arrangement:
-        for one, _ in row:
-            check_fit(one, unet)
+    arrangement = arrange(style, scale, name)
+    check_fit(dict.fromkeys(one for row in arrangement for one, _ in row), unet)
     tables = [build_tables([row[i] for row in arrangement]) for i in range(len(arrangement[0]))]
     with ExitStack() as stack:
         if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
@@ -123,20 +130,15 @@ def worn(pipe: Any, style: Any, scale: Any) -> Iterator[None]:
         yield
 
 
-def bare_unet(pipe: Any) -> Any:
-    """The UNet of a pipeline, out of what `torch.compile` wraps around it."""
-    return getattr(pipe.unet, "_orig_mod", pipe.unet)
-
-
-def arrange(style: Any, scale: Any) -> Arrangement:
-    """Read `style` and `style_scale`."""
+def arrange(style: Any, scale: Any, name: str = "style_scale") -> Arrangement:
+    """Read `style` and its scale, which is the argument `name`."""
     rows = style if isinstance(style, list) else [style]
     scales = scale if isinstance(style, list) and isinstance(scale, list) else [scale] * len(rows)
     if not rows:
         raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
     if len(scales) != len(rows):
-        raise ValueError(f"`style_scale` has {len(scales)} entries for a list of {len(rows)} in `style`.")
-    arrangement = [_arrange_row(row, scale) for row, scale in zip(rows, scales, strict=True)]
+        raise ValueError(f"`{name}` has {len(scales)} entries for a list of {len(rows)} in `style`.")
+    arrangement = [_arrange_row(row, scale, name) for row, scale in zip(rows, scales, strict=True)]
     tokens = [[one.tokens for one, _ in row] for row in arrangement]
     for found in tokens:
         if found != tokens[0]:
@@ -147,13 +149,13 @@ def arrange(style: Any, scale: Any) -> Arrangement:
     return arrangement
 
 
-def _arrange_row(row: Any, scale: Any) -> list[tuple[Style, float]]:
+def _arrange_row(row: Any, scale: Any, name: str) -> list[tuple[Style, float]]:
     styles = row if isinstance(row, tuple) else (row,)
     scales = scale if isinstance(row, tuple) and isinstance(scale, tuple) else (scale,) * len(styles)
     if not styles:
         raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
     if len(scales) != len(styles):
-        raise ValueError(f"`style_scale` has {len(scales)} entries for a tuple of {len(styles)} styles.")
+        raise ValueError(f"`{name}` has {len(scales)} entries for a tuple of {len(styles)} styles.")
     for one in styles:
         if not isinstance(one, Style):
             raise TypeError(
@@ -161,29 +163,28 @@ def _arrange_row(row: Any, scale: Any) -> list[tuple[Style, float]]:
                 f"{one!r:.80}. `pipe.encode_style(picture)` makes one, `Style.load(path)` reads one."
             )
     for number in scales:
-        if isinstance(number, bool) or not isinstance(number, Real):
-            expected = "a number, or numbers nested as `style`: a list for a list, a tuple for a tuple"
-            raise TypeError(f"`style_scale` must be {expected}, but holds {number!r:.80}.")
-        if not math.isfinite(number):
-            raise ValueError(f"`style_scale` must be finite, but holds {number!r}.")
+        expected = "a number, or numbers nested as `style`: a list for a list, a tuple for a tuple"
+        _check_number(number, f"`{name}`", expected)
     return [(one, float(number)) for one, number in zip(styles, scales, strict=True)]
 
 
-def check_fit(style: Style, unet: Any) -> None:
+def check_fit(styles: Collection[Style], unet: Any) -> None:
     """Raise ValueError where a style was made for another family, or for layers that the UNet does not have."""
-    recipe, remedy = style.recipe, "Encode the reference with a pipeline of this family."
-    for name, came, needed in (
-        ("of the family", recipe.family, family_of(unet)),
-        ("for text embeddings of width", recipe.text_width, text_width_of(unet)),
-    ):
-        if came != needed:
-            raise ValueError(f"`style` is {name} {came}, but the UNet is {name} {needed}. {remedy}")
-    layers = set(text_layers(unet))
-    for layer in recipe.scales:
-        came, width = style.width(layer), _attention(unet, layer).inner_kv_dim if layer in layers else None
-        if came != width:
-            has = f"one of width {width}" if width else "no such layer"
-            raise ValueError(f"`style` is for {layer!r} of width {came}, but the UNet has {has}. {remedy}")
+    layers = {layer: _attention(unet, layer) for layer in text_layers(unet)}
+    family, text_width = family_of(unet), next(iter(layers.values())).cross_attention_dim
+    remedy = "Encode the reference with a pipeline of this family."
+    for style in styles:
+        for what, came, needed in (
+            ("of the family", style.recipe.family, family),
+            ("for text embeddings of width", style.recipe.text_width, text_width),
+        ):
+            if came != needed:
+                raise ValueError(f"`style` is {what} {came}, but the UNet is {what} {needed}. {remedy}")
+        for layer in style.layers:
+            own, width = style.width(layer), layers[layer].inner_kv_dim if layer in layers else None
+            if own != width:
+                has = f"one of width {width}" if width else "no such layer"
+                raise ValueError(f"`style` is for {layer!r} of width {own}, but the UNet has {has}. {remedy}")
 
 
 def build_tables(column: list[tuple[Style, float]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -243,12 +244,14 @@ def row_numbers(listed: int | None, places: int) -> Callable[[int], list[torch.T
 
 @contextmanager
 def _refusing_others(unet: Any) -> Iterator[None]:
-    def check(_: nn.Module, __: Any, arguments: dict[str, Any]) -> None:
-        if "image_embeds" not in (arguments.get("added_cond_kwargs") or {}):
-            raise RuntimeError(_ONE_PIPELINE)
-
-    handle = unet.register_forward_pre_hook(check, with_kwargs=True)
+    handle = unet.register_forward_pre_hook(_check_rows, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _check_rows(_: nn.Module, __: Any, arguments: dict[str, Any]) -> None:
+    embeds = (arguments.get("added_cond_kwargs") or {}).get("image_embeds")
+    if embeds is None or embeds[0].dtype != torch.long:
+        raise RuntimeError(_ONE_PIPELINE)

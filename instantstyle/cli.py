@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """Join the lines of an error's message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Join the lines of an error's message, and escape what could steer the terminal."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
             "encode",
             help="make a style file of a reference",
             description="Encode a reference once. The file takes the place of the picture in `generate --style`, and "
-            "needs neither IP-Adapter nor image encoder there.",
+            "needs neither IP-Adapter nor image encoder there. It is in float16, unless --dtype says otherwise.",
         )
     )
     add_show(commands.add_parser("show", help="show what a style file is made of", description="Show a style file."))

@@ -42,7 +42,10 @@ def atomically(path: str | os.PathLike[str]) -> Iterator[str]:
         OSError: The file cannot be written.
     """
     path = Path(path)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:  # which names the scratch file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     try:
         yield scratch

@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> None:
         options.seed = secrets.randbits(32)
 
     with calm(bars):
-        style = load_style(options.style) if is_style_file(options) else None
+        style, kept = load_style(options.style) if is_style_file(options) else (None, None)
         model = models.find_model(options.model)
+        check_family(options, style, model)
         adapter = None
         if style is None:
             adapter = models.find_adapter(options.adapter, model)
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         arguments = call_arguments(options, pipe, given, style)
         images = pipe(**arguments).images
 
-    common = describe(options, pictures, pipe, model, adapter, style, arguments)
+    common = describe(options, pictures, pipe, model, adapter, kept, arguments)
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
         own = {"index": index, "prompt": options.prompt[index // options.num_images], "seed": options.seed + index}
         recipe.write(image, path, {**common, "size": list(image.size), "picture": own})
@@ -97,16 +98,27 @@ def is_style_file(options: argparse.Namespace) -> bool:
     return Path(options.style).suffix == ".safetensors"
 
 
-def load_style(path: str) -> Any:
-    """Read a style file."""
+def load_style(path: str) -> tuple[Any, dict[str, Any]]:
+    """Read a style file: the style, and what the recipe keeps of it."""
     from instantstyle.style import Style
 
     if not Path(path).is_file():
         raise OSError(f"--style: {path}: there is no such file.")
     try:
-        return Style.load(path)
+        style = Style.load(path)
     except ValueError as error:
         raise ValueError(f"--style: {error}") from error
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return style, {"file": Path(path).name, "sha256": digest, "recipe": asdict(style.recipe)}
+
+
+def check_family(options: argparse.Namespace, style: Any, model: models.Model) -> None:
+    """Refuse a style that was encoded for another family, before the model is loaded."""
+    if style is not None and style.recipe.family != model.family:
+        raise ValueError(
+            f"--style: {options.style} is of the family {style.recipe.family}, but --model {model.label} is of the "
+            f"family {model.family}; encode the reference with a model of that family."
+        )
 
 
 def option(name: str) -> str:
@@ -335,7 +347,7 @@ def describe(
     pipe: Any,
     model: models.Model,
     adapter: models.Adapter | None,
-    style: Any,
+    style: dict[str, Any] | None,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the recipe that all pictures of this run share: names and fingerprints, but no local path."""
@@ -352,7 +364,7 @@ def describe(
         "prompts": options.prompt,
         "negative": options.negative,
         **{name: {"file": picture.file, "sha256": picture.sha256} for name, picture in pictures.items()},
-        **({} if style is None else {"style": {"file": Path(options.style).name, "recipe": asdict(style.recipe)}}),
+        **({} if style is None else {"style": style}),
         "content": options.content,
         "content_scale": options.content_scale if options.content is not None else None,
         "target_blocks": target_blocks(options) if style is None else None,

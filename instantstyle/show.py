@@ -28,6 +28,7 @@ def describe(style: Style) -> str:
     facts = [
         ["family", f"{recipe.family}, text embeddings of width {recipe.text_width}"],
         ["tensors", f"{size / 1e3:.1f} kB in {str(style.dtype).removeprefix('torch.')}, {style.tokens} image tokens"],
+        ["encoded in", recipe.dtype],
         ["adapter", recipe.adapter],
         ["image encoder", recipe.image_encoder],
         ["made with", ", ".join(f"{name} {version}" for name, version in recipe.versions.items())],

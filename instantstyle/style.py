@@ -94,15 +94,20 @@ class Style:
     def load(cls, path_or_repo_id: str | Path, filename: str = FILE_NAME, **kwargs: Any) -> Style:
         """Read a file, a folder's or a Hub repository's `style.safetensors`. Nothing in it can run.
 
+        A file of a repository is downloaded whole before it is looked at.
+
         Args:
-            path_or_repo_id: A file, a folder, or OWNER/NAME.
+            path_or_repo_id: A file (what ends in `.safetensors`), a folder, or OWNER/NAME.
             filename: The file in a folder or repository.
             kwargs: For the Hub: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
         Raises:
             OSError: It is not there.
-            ValueError: It is damaged, no style, or of a newer format.
+            ValueError: It is damaged, no style, or of another format.
         """
+        path = Path(path_or_repo_id)
+        if path.suffix == style_file.SUFFIX and not path.exists():  # or else a stranger's repository is asked for
+            raise FileNotFoundError(f"`path_or_repo_id` {str(path)!r}: there is no such file.")
         return cls(*style_file.read(_get_model_file(path_or_repo_id, weights_name=filename, **kwargs)))
 
     def push_to_hub(
@@ -141,7 +146,8 @@ class Style:
             pipe: A variant with the adapter at hand, or None.
 
         Raises:
-            ValueError, TypeError: The styles do not fit each other, the weights or the adapter.
+            ValueError, TypeError: The styles do not fit each other, the weights or the adapter; `pipe` is no variant.
+            RuntimeError: A style is applied to `pipe`.
         """
         first, parts = _alike(styles), shares(weights, len(styles), "`styles`")
         weighted = zip(styles, parts, strict=True)
@@ -150,8 +156,8 @@ class Style:
         if pipe is not None:
             from instantstyle.baking import bake_again  # which imports this file
 
-            return cls(bake_again(pipe, recipe, _mix([style.tensors for style in styles], parts, ["embeds"])), recipe)
-        return cls(_mix([style.tensors for style in styles], parts, list(first.tensors)), recipe)
+            return bake_again(pipe, recipe, _mix(styles, parts, ["embeds"])["embeds"])
+        return cls(_mix(styles, parts, list(first.tensors)), recipe)
 
     @classmethod
     def interpolate(cls, first: Style, second: Style, count: int, pipe: Any = None) -> list[Style]:
@@ -175,7 +181,7 @@ def _alike(styles: Sequence[Style]) -> Style:
         raise ValueError("`styles` is empty. Pass the styles to blend.")
     first = styles[0]
     for style in styles:
-        for name in ("family", "text_width", "adapter", "image_encoder", "scales"):
+        for name in ("family", "text_width", "scales", "adapter", "image_encoder"):
             if getattr(style.recipe, name) != getattr(first.recipe, name):
                 raise ValueError(
                     f"`styles` must be of one adapter, with the same blocks and scales, but differ in {name!r}. "
@@ -186,14 +192,12 @@ def _alike(styles: Sequence[Style]) -> Style:
     return first
 
 
-def _mix(
-    every: Sequence[Mapping[str, torch.Tensor]], parts: Sequence[float], names: Sequence[str]
-) -> dict[str, torch.Tensor]:
+def _mix(styles: Sequence[Style], parts: Sequence[float], names: Sequence[str]) -> dict[str, torch.Tensor]:
     mixed = {}
     for name in names:
-        if name not in every[0]:
+        if name not in styles[0].tensors:
             raise ValueError(f"`styles` hold no {name!r}, so only keys and values can be blended: without `pipe`.")
-        first = every[0][name]
-        sum_ = torch.stack([part * tensors[name].float() for tensors, part in zip(every, parts, strict=True)]).sum(0)
+        first, parted = styles[0].tensors[name], zip(styles, parts, strict=True)
+        sum_ = torch.stack([part * style.tensors[name].float() for style, part in parted]).sum(0)
         mixed[name] = torch.cat([first[:1], sum_[1:].to(first.dtype)])
     return mixed

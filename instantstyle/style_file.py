@@ -17,7 +17,8 @@ KEY = "instantstyle.style"  # of the recipe, in the metadata
 SUFFIX = ".safetensors"
 LARGEST_HEADER, LARGEST_FILE = 1 << 20, 1 << 29  # bytes; all layers of a 257-token adapter take 342 MB in float32
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-Layout = Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]  # of tensors, by name
+Entry = tuple[object, tuple[int, ...]]  # dtype and shape of a tensor; of an unknown dtype the name
+Layout = Mapping[str, Entry]
 
 
 def write(path: str | Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe) -> None:
@@ -35,7 +36,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], Recipe]:
 
     Raises:
         OSError: It is not there.
-        ValueError: It is damaged, no style, or of a newer format. Nothing large was allocated then.
+        ValueError: It is damaged, no style, or of another format. Nothing large was allocated then.
     """
     try:
         _check_size(Path(path))
@@ -45,7 +46,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], Recipe]:
                 raise ValueError(f"its metadata lacks {KEY!r}, the recipe of a style")
             recipe = Recipe.from_json(metadata[KEY])
             slices = {name: file.get_slice(name) for name in file.keys()}
-            layout = {name: (DTYPES.get(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
+            layout = {name: (_dtype(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
             check_layout(layout, recipe)
             # A copy does not keep the file mapped: it may be changed while the style is used.
             tensors = {name: file.get_tensor(name).clone() for name in layout}
@@ -53,6 +54,10 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], Recipe]:
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as a style: {error}.") from error
     return tensors, recipe
+
+
+def _dtype(name: str) -> object:
+    return DTYPES.get(name, name)
 
 
 def _check_size(path: Path) -> None:
@@ -81,17 +86,19 @@ def check_layout(layout: Layout, recipe: Recipe) -> None:
     dtype, first = layout[expected[0]]
     for name in expected:
         width = layout[name.rpartition(".")[0] + ".keys"][1][-1:]
-        _check_tensor(name, layout[name], (2, *first[1:2], *width), dtype)
+        _check_tensor(name, layout[name], dtype, (2, *first[1:2], *width), "(2, tokens, width)")
     if "embeds" in layout:
         dtype, shape = layout["embeds"]
-        _check_tensor("embeds", layout["embeds"], (2, *shape[1:2]), dtype)
+        _check_tensor("embeds", layout["embeds"], dtype, (2, *shape[1:2]), "(2, d)")
 
 
-def _check_tensor(name: str, came: tuple[torch.dtype | None, tuple[int, ...]], shape: tuple, dtype: object) -> None:
+def _check_tensor(name: str, came: Entry, dtype: object, shape: tuple[int, ...], form: str) -> None:
+    known = ", ".join(DTYPES)
     if dtype not in DTYPES.values() or came[0] != dtype:
-        raise ValueError(f"{name!r} must be of one of the dtypes {', '.join(DTYPES)}, and all of the same")
-    if len(shape) not in (2, 3) or came[1] != shape or 0 in shape:
-        raise ValueError(f"{name!r} must have the shape {shape or '(2, tokens, width)'}, but has {came[1]}")
+        raise ValueError(f"{name!r} must be of one of the dtypes {known}, all of the same, but is of {came[0]}")
+    whole = len(shape) == form.count(",") + 1 and 0 not in shape
+    if came[1] != shape or not whole:
+        raise ValueError(f"{name!r} must have the shape {shape if whole else form}, but has {came[1]}")
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
-FORMAT = 1  # of the JSON; a reader refuses what is newer than itself
+FORMAT = 2  # of the JSON
 FAMILIES = ("sdxl", "sd15", "kolors")
+DTYPES = ("float32", "float16", "bfloat16")
 LAYER = re.compile(r"((down|up)_blocks\.\d{1,3}|mid_block)\.attentions\.\d{1,3}\.transformer_blocks\.\d{1,3}")
 HASH = re.compile(r"[0-9a-f]{64}")
-LARGEST = 1e6  # of any number in a recipe
+LARGEST = 1e6  # of any number in a recipe, either side of zero
+NUMBER = f"a finite number of at most {LARGEST:g}"
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Source:
 
     def __post_init__(self) -> None:
         _expect(_is_size(self.size), "size", self.size, "two whole numbers of pixels")
-        _expect(_is_number(self.weight), "weight", self.weight, "a finite number")
+        _expect(_is_number(self.weight), "weight", self.weight, NUMBER)
         _expect(self.content is None or isinstance(self.content, str), "content", self.content, "a string or None")
         is_scale = self.content_scale == "auto" or _is_number(self.content_scale)
-        _expect(is_scale, "content_scale", self.content_scale, 'a finite number or "auto"')
+        _expect(is_scale, "content_scale", self.content_scale, f'{NUMBER}, or "auto"')
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ class Recipe:
         text_width: Width of the text embeddings that the family's UNet takes.
         scales: The layers that see the style, as `text_layers` names them, and their scales.
         sources: The reference pictures.
-        adapter: Fingerprint of the IP-Adapter (`baking.fingerprint`).
+        adapter: Fingerprint (`baking.fingerprint`) of what made it of the IP-Adapter: the image projection, and the
+            key and value projections of these layers.
         image_encoder: Fingerprint of the image encoder.
+        dtype: What keys and values were computed in, such as "float16"; they may be kept in another.
         versions: Library -> version.
 
     Raises:
@@ -63,6 +67,7 @@ class Recipe:
     sources: tuple[Source, ...]
     adapter: str
     image_encoder: str
+    dtype: str
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -70,12 +75,13 @@ class Recipe:
         _expect(_is_count(self.text_width), "text_width", self.text_width, "a whole number above 0")
         _expect(_is_map(self.scales) and len(self.scales) > 0, "scales", self.scales, "layers with their scales")
         for layer, scale in self.scales.items():
-            _expect(LAYER.fullmatch(layer), "scales", layer, "of a text cross-attention's name")
-            _expect(_is_number(scale), f"scales[{layer!r}]", scale, "a finite number")
+            _expect(LAYER.fullmatch(layer), "scales", layer, "layers that are text cross-attentions")
+            _expect(_is_number(scale), f"scales[{layer!r}]", scale, NUMBER)
         is_list = isinstance(self.sources, tuple) and len(self.sources) > 0
         _expect(is_list and all(isinstance(one, Source) for one in self.sources), "sources", self.sources, "pictures")
         for name, value in (("adapter", self.adapter), ("image_encoder", self.image_encoder)):
             _expect(isinstance(value, str) and HASH.fullmatch(value), name, value, "a hash of 64 hexadecimal digits")
+        _expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         words = [*self.versions, *self.versions.values()] if _is_map(self.versions) else [None]
         printable = all(isinstance(word, str) and word.isprintable() for word in words)
         _expect(printable, "versions", self.versions, "names with versions")
@@ -89,7 +95,7 @@ class Recipe:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: It is not JSON, of a newer format, or a field is missing, unknown or of another kind.
+            ValueError: It is not JSON, of another format, or a field is missing, unknown or of another kind.
         """
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
@@ -98,23 +104,24 @@ class Recipe:
         _expect(isinstance(data, dict), "the recipe", data, "an object")
         version = data.pop("version", None)
         _expect(_is_count(version), "version", version, "a whole number above 0")
-        if version > FORMAT:
-            raise ValueError(f"it is of format {version}, but this version reads up to {FORMAT}: update instantstyle")
+        if version != FORMAT:
+            remedy = "update instantstyle" if version > FORMAT else "encode the reference again"
+            raise ValueError(f"it is of format {version}, but this version reads {FORMAT}: {remedy}")
         _expect(isinstance(data.get("sources"), list), "sources", data.get("sources"), "a list of pictures")
         sources = tuple(_source(one) for one in data["sources"])
-        return cls(**_fields_of(cls, data) | {"sources": sources})
+        return cls(**_fields_of(cls, data, "its recipe") | {"sources": sources})
 
 
 def _source(data: Any) -> Source:
     _expect(_is_map(data) and isinstance(data.get("size"), list), "sources", data, "pictures with their sizes")
-    return Source(**_fields_of(Source, data) | {"size": tuple(data["size"])})
+    return Source(**_fields_of(Source, data, "a source in its recipe") | {"size": tuple(data["size"])})
 
 
-def _fields_of(cls: type, data: dict[str, Any]) -> dict[str, Any]:
+def _fields_of(cls: type, data: dict[str, Any], what: str) -> dict[str, Any]:
     names = {field.name for field in fields(cls)}
     if data.keys() != names:
         unlike = sorted(data.keys() ^ names)[0]
-        raise ValueError(f"{'its recipe lacks' if unlike in names else 'its recipe has the unknown field'} {unlike!r}")
+        raise ValueError(f"{what} {'lacks' if unlike in names else 'has the unknown field'} {unlike!r}")
     return data
 
 

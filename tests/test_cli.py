@@ -1,5 +1,6 @@
 """The command line: what it makes, what it writes down, and how it ends."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from hosts import content_encoder, write_adapter, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 
-from instantstyle import cli, generate, models, recipe, tiny
+from instantstyle import Style, cli, generate, models, recipe, tiny
 from instantstyle.version import __version__
 
 
@@ -183,7 +184,7 @@ def style_file(tmp_path_factory) -> str:
     """The reference as a style file, less a star."""
     path = tmp_path_factory.mktemp("styles") / "boats.safetensors"
     words = ["encode", REFERENCE, "--content", "a star", "--content-scale", "0.5"]
-    assert cli.main([*words, "--target-blocks", "all=2,layout=0.5", "-o", str(path)]) == 0
+    assert cli.main([*words, "--target-blocks", "all=2,layout=0.5", "--dtype", "float32", "-o", str(path)]) == 0
     return str(path)
 
 
@@ -201,7 +202,38 @@ def test_the_recipe_of_a_picture_holds_the_recipe_of_its_style(tmp_path, style_f
     found = recipe.read(made)
     assert (found["adapter"], found["content"], found["target_blocks"]) == (None, None, None)
     assert found["style"]["file"] == "boats.safetensors"
+    assert found["style"]["sha256"] == hashlib.sha256(Path(style_file).read_bytes()).hexdigest()
     assert found["style"]["recipe"]["sources"][0]["content"] == "a star"
+
+
+def test_a_style_file_is_in_float16_unless_told_otherwise(tmp_path, paint, style_file):
+    out = tmp_path / "half.safetensors"
+    words = ["encode", REFERENCE, "--content", "a star", "--content-scale", "0.5", "-o", str(out)]
+    assert cli.main([*words, "--target-blocks", "all=2,layout=0.5"]) == 0
+    half, whole = Style.load(out), Style.load(style_file)
+    assert (half.dtype, whole.dtype) == (torch.float16, torch.float32)
+    assert half.recipe == whole.recipe
+    assert half.recipe.dtype == "float32"
+    assert abs(paint("a heart", style=str(out)) - paint("a heart", style=style_file)).max() <= 3
+
+
+def test_a_style_of_another_family_is_refused_before_the_model_is_loaded(tmp_path, style_file, monkeypatch, capsys):
+    (tmp_path / "model" / "unet").mkdir(parents=True)
+    (tmp_path / "model" / "unet" / "config.json").write_text(json.dumps(SD15_UNET))
+    monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("it was loaded"))
+    assert cli.main(["generate", "a heart", "--style", style_file, "--model", str(tmp_path / "model")]) == 2
+    assert (
+        "boats.safetensors is of the family sdxl, but --model model is of the family sd15" in capsys.readouterr().err
+    )
+
+
+def test_no_file_can_steer_the_terminal(tmp_path, capsys):
+    path = tmp_path / "style.safetensors"
+    header = b'{"a":{"dtype":"\\u001b[2J","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert cli.main(["show", str(path)]) == 2
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+    assert cli.one_line(ValueError("a\x1b[2J\nstar\u202e")) == r"a\x1b[2J star\u202e"
 
 
 def test_several_references_make_one_style_file(tmp_path, paint, pictures, capsys):
@@ -233,7 +265,7 @@ def test_a_style_file_is_shown(style_file, capsys):
         (["generate", "a heart", "--style", "none.safetensors"], "--style: none.safetensors: there is no such file"),
         (["generate", "a heart", "--style", "TORN"], "--style: "),
         (["show", "TORN"], "cannot be read as a style"),
-        (["show", "none.safetensors"], "none.safetensors"),
+        (["show", "none.safetensors"], "none.safetensors': there is no such file"),
         (["encode", REFERENCE, "-o", "style.png"], "--output: style.png does not end in .safetensors"),
         (["encode", REFERENCE, "-o", "none/style.safetensors"], "--output: the folder none does not exist"),
         (["encode", REFERENCE, "--weights", "1,2"], "--weights has 2 numbers for 1 pictures"),
@@ -244,7 +276,6 @@ def test_a_style_file_is_shown(style_file, capsys):
 )
 def test_wrong_words_about_styles_end_in_one_line(words, says, style_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(Path(style_file).read_bytes()[:300])
     words = [{"FILE": style_file, "TORN": str(torn)}.get(word, word) for word in words]

@@ -31,6 +31,7 @@ RECIPE = Recipe(
     sources=(Source((640, 480), 0.75, "a star", "auto"), Source((3, 5), 0.25)),
     adapter="0" * 64,
     image_encoder="f" * 64,
+    dtype="float32",
     versions={"torch": torch.__version__},
 )
 
@@ -90,7 +91,8 @@ def test_saving_replaces_a_file_whole_or_not_at_all(path: Path, monkeypatch: pyt
     make().save(path)
     before = path.read_bytes()
 
-    def failing(*_: Any) -> None:
+    def failing(_: Any, scratch: str, *__: Any) -> None:
+        Path(scratch).write_bytes(before[:100])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -106,6 +108,9 @@ def test_saving_replaces_a_file_whole_or_not_at_all(path: Path, monkeypatch: pyt
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
     with pytest.raises(ValueError, match="`path` must end in .safetensors, but is '.*style.bin'"):
         make().save(path.with_name("style.bin"))
+    nowhere = path.parent / "none" / path.name
+    with pytest.raises(OSError, match=f"No such file or directory: '{nowhere}'"):
+        make().save(nowhere)
 
 
 def test_the_style_of_sdxls_style_block_takes_450_kilobytes(path: Path) -> None:
@@ -120,11 +125,25 @@ def test_the_style_of_sdxls_style_block_takes_450_kilobytes(path: Path) -> None:
     assert path.stat().st_size <= 450_000
 
 
+class Touching:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
 def test_nothing_in_a_file_can_run(path: Path) -> None:
-    make().save(path)
-    torch.save({"style": make().tensors["embeds"]}, path.with_suffix(".pt"))
-    with pytest.raises(ValueError, match="cannot be read as a style"):
-        Style.load(path.with_suffix(".pt"))
+    touched = path.with_name("touched")
+    for name in ("style.pt", "style.safetensors"):
+        torch.save({"style": Touching(touched)}, path.with_name(name))
+        with pytest.raises(ValueError, match="cannot be read as a style"):
+            Style.load(path.with_name(name))
+        assert not touched.exists()
+    torch.load(path.with_name("style.pt"), weights_only=False)
+    assert touched.exists()
 
 
 # --- Hostile files ---------------------------------------------------------------------------------------------------
@@ -227,31 +246,40 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "one row": (rewritten(first=lambda t: t[:1]), r"must have the shape \(2, 4, 24\), but has \(1, 4, 24\)"),
     "other tokens": (rewritten(first=lambda t: t[:, :3]), r"must have the shape \(2, 3, 24\), but has \(2, 4, 24\)"),
     "other width": (rewritten(first=lambda t: t[..., :5]), r"must have the shape \(2, 4, 5\), but has \(2, 4, 24\)"),
-    "four dimensions": (rewritten(first=lambda t: t[None]), "must have the shape"),
-    "no tokens": (rewritten(first=lambda t: t[:, :0]), "must have the shape"),
-    "no dimensions": (rewritten(first=torch.tensor(1.0)), "must have the shape"),
-    "whole numbers": (rewritten(first=lambda t: t.long()), "must be of one of the dtypes"),
-    "mixed dtypes": (rewritten(first=lambda t: t.half()), "must be of one of the dtypes"),
-    "an embedding of one row": (rewritten(embeds=torch.ones(40)), "'embeds' must have the shape"),
+    "four dimensions": (rewritten(first=lambda t: t[None]), r"must have the shape .*, but has \(1, 2, 4, 24\)"),
+    "no tokens": (
+        rewritten(first=lambda t: t[:, :0]),
+        r"must have the shape \(2, tokens, width\), but has \(2, 0, 24\)",
+    ),
+    "no dimensions": (rewritten(first=torch.tensor(1.0)), r"must have the shape \(2, tokens, width\), but has \(\)"),
+    "whole numbers": (rewritten(first=lambda t: t.long()), "must be of one of the dtypes .*, but is of I64"),
+    "mixed dtypes": (rewritten(first=lambda t: t.half()), "values' must .* all of the same, but is of torch.float32"),
+    "an embedding of one row": (rewritten(embeds=torch.ones(40)), r"'embeds' must have the shape \(2, d\)"),
     "metadata that is not JSON": (rewritten(recipe="a star"), "its recipe is not JSON"),
     "metadata too deep": (rewritten(recipe=DEEP), "its recipe is not JSON"),
     "metadata that is no object": (rewritten(recipe="[]"), r"the recipe` must be an object, but is \[\]"),
-    "a future version": (rewritten(recipe=recipe(version=2)), "it is of format 2, but .* up to 1: update"),
+    "a future version": (rewritten(recipe=recipe(version=3)), "it is of format 3, but .* reads 2: update"),
+    "an older version": (rewritten(recipe=recipe(version=1)), "it is of format 1, but .* reads 2: encode .* again"),
     "no version": (rewritten(recipe=recipe(version=...)), "`version` must be a whole number"),
     "version 0": (rewritten(recipe=recipe(version=0)), "`version` must be a whole number above 0, but is 0"),
     "another family": (rewritten(recipe=recipe(family="flux")), "`family` must be one of sdxl, .*'flux'"),
     "a family that is a list": (rewritten(recipe=recipe(family=["sdxl"])), "`family` must be one of"),
     "an unknown field": (rewritten(recipe=recipe(more=1)), "its recipe has the unknown field 'more'"),
     "a missing field": (rewritten(recipe=recipe(adapter=...)), "its recipe lacks 'adapter'"),
+    "another dtype": (rewritten(recipe=recipe(dtype="int8")), "`dtype` must be one of float32, .*'int8'"),
     "no layers": (rewritten(recipe=recipe(scales={})), "`scales` must be layers"),
     "a scale that is a string": (rewritten(recipe=recipe(scales={LAYERS[0]: "1"})), "must be a finite number"),
     "a scale that is NaN": (rewritten(recipe=recipe(scales={LAYERS[0]: float("nan")})), "NaN is no number"),
     "a scale beyond floats": (rewritten(recipe=recipe(scales={LAYERS[0]: 10**400})), "must be a finite number"),
-    "a layer that is none": (rewritten(recipe=recipe(scales={"__class__": 1.0})), "`scales` must be of a text"),
+    "a layer that is none": (rewritten(recipe=recipe(scales={"__class__": 1.0})), "`scales` must be layers that"),
     "sources that are no list": (rewritten(recipe=recipe(sources="mine")), "`sources` must be a list of pictures"),
     "no source": (rewritten(recipe=recipe(sources=[])), "`sources` must be pictures"),
     "a source that is a string": (rewritten(recipe=recipe(sources=["mine"])), "`sources` must be pictures"),
     "a source without a size": (rewritten(recipe=recipe(sources=[{"weight": 1}])), "`sources` must be pictures"),
+    "a source without a weight": (
+        rewritten(recipe=recipe(sources=[{"size": [1, 2], "content": None, "content_scale": 1}])),
+        "a source in its recipe lacks 'weight'",
+    ),
     "a size of strings": (
         rewritten(recipe=recipe(sources=[{"size": ["1", 2], "weight": 1, "content": None, "content_scale": 1}])),
         "`size` must be two whole numbers",
@@ -301,9 +329,14 @@ def test_a_hostile_file_is_refused(path: Path, name: str, monkeypatch: pytest.Mo
     assert bool(read) == (name in NEEDS_READING)
 
 
-def test_a_missing_file_is_named(path: Path) -> None:
-    with pytest.raises(OSError, match="ukiyo-e"):
-        Style.load(path, local_files_only=True)
+def test_a_missing_file_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not asked for on the Hub, where "styles/ukiyo-e.safetensors" could be a stranger's repository."""
+    with monkeypatch.context() as patch:
+        patch.setattr("instantstyle.style._get_model_file", lambda *_, **__: pytest.fail("it was asked for"))
+        patch.chdir(path.parent.parent)
+        for missing in (path, "styles/ukiyo-e.safetensors"):
+            with pytest.raises(FileNotFoundError, match=f"`path_or_repo_id` '{missing}': there is no such file"):
+                Style.load(missing)
     with pytest.raises(OSError, match="style.safetensors"):
         Style.load(path.parent)
 

@@ -597,7 +597,8 @@ def test_a_unet_compiled_with_a_style_serves_other_styles(host: Host, traced: Bu
     """One graph without a break, and none for another style or scale; the adapter's own graph is still there."""
     pipe, backend = traced.variant, Counting()
     one, other = (pipe.encode_style(picture(number)) for number in (1, 2))
-    eager = paint(traced)
+    eager, eager_other = paint(traced), paint(traced, ip_adapter_image=picture(2))
+    eager_half = traced.paint(pipe, style=one, style_scale=0.5)
     pipe.unet = torch.compile(pipe.unet, backend=backend, fullgraph=True)
 
     def painted(**inputs: Any) -> np.ndarray:
@@ -607,7 +608,10 @@ def test_a_unet_compiled_with_a_style_serves_other_styles(host: Host, traced: Bu
     assert backend.since(lambda: painted(style=other)) == 0
     assert backend.since(lambda: painted(style=one, style_scale=0.5)) == 0
     assert same(eager, painted(style=one), TOLERANCE)
-    assert differ(eager, painted(style=other))
+    assert same(eager_other, painted(style=other), TOLERANCE)
+    assert same(eager_half, painted(style=one, style_scale=0.5), TOLERANCE)
+    assert differ(eager, eager_other)
+    assert differ(eager, eager_half)
     assert backend.since(lambda: paint(traced)) == 1
     assert backend.since(lambda: painted(style=one)) == 0
     with one.applied(pipe):
@@ -615,6 +619,21 @@ def test_a_unet_compiled_with_a_style_serves_other_styles(host: Host, traced: Bu
         assert same(eager, painted(), TOLERANCE)
     assert backend.since(lambda: paint(traced)) == 0
     assert same(eager, paint(traced), TOLERANCE)
+
+
+@sdxl_only
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_compiled_stock_host_is_compiled_once_for_all_styles(host: Host, traced: Built) -> None:
+    pipe = host.cls(**small(host))
+    pipe.set_progress_bar_config(disable=True)
+    styles = [traced.variant.encode_style(picture(number)) for number in (1, 2)]
+    eager, backend = [traced.paint(traced.variant, style=style) for style in styles], Counting()
+    pipe.unet = torch.compile(pipe.unet, backend=backend, fullgraph=True)
+    for number in (0, 1, 0):
+        with styles[number].applied(pipe):
+            assert same(eager[number], traced.paint(pipe), TOLERANCE)
+    assert backend.graphs == 1
+    assert differ(*eager)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
