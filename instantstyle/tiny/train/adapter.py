@@ -19,7 +19,7 @@ WEIGHT_NAME = "ip-adapter_sdxl.safetensors"
 
 
 class AdapterStage(unet.LatentStage):
-    """Train the adapter to rebuild a picture from its own embedding and a caption that names little or nothing of it."""
+    """Train the adapter to rebuild a picture from its embedding and a caption that names little of it, or nothing."""
 
     name = "adapter"
     steps = 2000
