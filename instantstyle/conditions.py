@@ -254,7 +254,7 @@ def _written(content: float | str) -> str:
 
 
 def _quoted(phrasing: str) -> str:
-    return "" if phrasing == PHRASING else f' "{phrasing.format("...")}"'
+    return "" if phrasing == PHRASING else f' "{phrasing.replace("{}", "...")}"'
 
 
 @dataclass
@@ -404,7 +404,7 @@ def call_arguments(pipe: Any, condition: Condition, pairs: Pairs, rows: list[int
         pictures = reference_pictures(pairs.references[rows], picture_size(pipe))
         arguments |= {"ip_adapter_image": [pictures], "ip_adapter_image_per_prompt": True}
     if condition.content is not None:
-        content = [[condition.phrasing.format(pairs.content(row)) for row in rows]]
+        content = [[condition.phrasing.replace("{}", pairs.content(row)) for row in rows]]
         arguments |= {"neg_content_prompt": content, "neg_content_scale": condition.content}
     return arguments
 

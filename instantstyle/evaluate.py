@@ -38,10 +38,12 @@ from instantstyle.conditions import (
     to_picture,
 )
 from instantstyle.console import calm
+from instantstyle.files import output_folder
 from instantstyle.metrics import Scores, at_equal_style, difference, estimate, score
 from instantstyle.models import ADAPTER_FILES, TINY, read_unet_config
 from instantstyle.report import Evaluation, Line, Point, Row
 from instantstyle.tiny.judges import FILE, Judges, Verdicts
+from instantstyle.version import versions
 
 
 STEPS, GUIDANCE = 16, 3.5
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
         ValueError, OSError: A user's mistake.
     """
     check(options)
-    out = Path(options.output)
+    out = output_folder(options.output)
     with calm(bars=False):
         folder = find_checkpoint(options.model)
         conditions = find_conditions(options)
@@ -211,8 +213,8 @@ def make_setups(options: argparse.Namespace, folder: Path) -> tuple[Setup, Setup
 
 
 def fingerprint(folder: Path) -> str:
-    """Name a checkpoint by the content of its files."""
-    found = hashlib.sha256()
+    """Name a checkpoint, by the content of its files, and the libraries that run it."""
+    found = hashlib.sha256(json.dumps(versions()).encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found.update(path.relative_to(folder).as_posix().encode() + b"\0")
         found.update(hashlib.sha256(path.read_bytes()).digest())

@@ -31,6 +31,22 @@ def check_output(option: str, text: str, suffix: str, keeps: str) -> Path:
     return path
 
 
+def output_folder(text: str) -> Path:
+    """Check the folder of the report, which is made when there is something to put into it.
+
+    Raises:
+        ValueError: It is a file, or it or the folder that it is to be in cannot be written.
+    """
+    folder = Path(text)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output: {text} is not a folder.")
+    if not folder.exists() and not folder.parent.is_dir():
+        raise ValueError(f"--output: the folder {folder.parent} does not exist.")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise ValueError(f"--output: {text} cannot be written.")
+    return folder
+
+
 @contextmanager
 def atomically(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give the name of a scratch file beside `path` that takes its place when the block ends well.

@@ -81,7 +81,21 @@ def score(verdicts: Verdicts, pairs: Pairs) -> dict[str, Floats]:
 
 def estimate(scores: Scores) -> dict[str, Estimate]:
     """Return the mean of every metric, with its bootstrap interval over pairs."""
-    return {name: interval(values.mean(), resampled(values)) for name, values in scores.items()}
+    found = {name: interval(values.mean(), resampled(values)) for name, values in scores.items()}
+    return {name: widen(one, len(scores[name])) if name in SHARES else one for name, one in found.items()}
+
+
+def widen(share: Estimate, count: int) -> Estimate:
+    """Give an interval to a share of none or all of `count` pairs, which resampling leaves without a width.
+
+    Its open end is what such a sample would still show once in twenty times: `0.05 ** (1 / count)`.
+    """
+    end = (1 - LEVEL) ** (1 / count)
+    if share.low == share.high == 0:
+        return Estimate(0, 0, 1 - end)
+    if share.low == share.high == 1:
+        return Estimate(1, end, 1)
+    return share
 
 
 def difference(first: Scores, second: Scores) -> dict[str, Estimate]:
@@ -89,23 +103,27 @@ def difference(first: Scores, second: Scores) -> dict[str, Estimate]:
 
     The interval is of the differences within pairs, which is narrower than the two conditions' own.
     """
-    return estimate({name: first[name] - second[name] for name in first})
+    apart = {name: first[name] - second[name] for name in first}
+    return {name: interval(values.mean(), resampled(values)) for name, values in apart.items()}
 
 
 def at_equal_style(point: Scores, curve: Sequence[Scores]) -> dict[str, Estimate] | None:
     """Return by how much `point` is above a curve where the curve has the same style.
 
-    Between its points the curve is straight. Where a resample of the pairs puts `point` beyond an end of the curve,
-    that end is taken.
+    Between its points the curve is straight. It is followed as far as its style grows: a strength beyond that, which
+    brings less style and more else, is nobody's choice. Where a resample of the pairs puts `point` beyond an end of
+    the curve, that end is taken.
 
     Args:
         point: The scores of one condition.
-        curve: The scores of another method at several strengths, from the same pairs.
+        curve: The scores of another method at several strengths, the weakest first, from the same pairs.
 
     Returns:
         Metric -> difference, or None where the style of `point` is beyond the curve.
     """
     styles = np.array([one["style"].mean() for one in curve])
+    most = int(styles.argmax()) + 1
+    curve, styles = curve[:most], styles[:most]
     if not styles.min() <= point["style"].mean() <= styles.max():
         return None
     redrawn = stack_resampled(curve, "style")

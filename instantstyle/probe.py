@@ -21,7 +21,7 @@ from instantstyle import carried, generate, grid, models, recipe
 from instantstyle.blocks import table
 from instantstyle.conditions import Condition, digest, make_pictures, reference_pictures, sample_pairs, to_picture
 from instantstyle.console import calm
-from instantstyle.files import check_output
+from instantstyle.files import check_output, output_folder
 from instantstyle.metrics import estimate, score
 from instantstyle.proposal import Groups, Proposal, propose, propose_by_proxy
 from instantstyle.proxy import NO_PROMPT_NOTE, NOTE, Towers
@@ -207,22 +207,6 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--save: nothing was written to {save}, as no style block was found.")
         carried.write_presets(adapter_source(pipe), save, presets)
         print(save)
-
-
-def output_folder(text: str) -> Path:
-    """Check the folder of the report, which is made when there is something to put into it.
-
-    Raises:
-        ValueError: It is a file, or it or the folder that it is to be in cannot be written.
-    """
-    folder = Path(text)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output: {text} is not a folder.")
-    if not folder.exists() and not folder.parent.is_dir():
-        raise ValueError(f"--output: the folder {folder.parent} does not exist.")
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"--output: {text} cannot be written.")
-    return folder
 
 
 def fill_in(options: argparse.Namespace, judged: bool) -> None:

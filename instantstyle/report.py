@@ -19,7 +19,7 @@ from instantstyle.conditions import Condition, reference_pictures
 from instantstyle.files import atomically
 from instantstyle.metrics import METRICS, SHARES, Estimate
 from instantstyle.tiny import world
-from instantstyle.version import __version__
+from instantstyle.version import versions
 
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def text(evaluation: Evaluation) -> str:
     if len(evaluation.rows) > 1:
         tables.append([[f"above {evaluation.baseline}", *tables[0][0][1:]], *difference_rows(evaluation)])
     if evaluation.lines:
-        tables.append(curve_rows(evaluation))
+        tables += [curve_rows(evaluation), gain_rows(evaluation)]
     aligned = [table(rows, right=range(1, len(rows[0]))) for rows in tables]
     return "\n\n".join([summary(evaluation.setup), *aligned])
 
@@ -170,6 +170,18 @@ def curve_rows(evaluation: Evaluation) -> list[list[str]]:
         for point in line.points
     ]
     return [heading, *rows]
+
+
+def gain_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Return the rows of the table of gains at equal style, the heading first."""
+    names = [name for name in CURVE_COLUMNS if name != "style"]
+    rows = [
+        [line.name, point.label, line.against or "", *cells(point.at_equal_style, names, sign=True)]
+        for line in evaluation.lines
+        for point in line.points
+        if point.at_equal_style is not None
+    ]
+    return [["at equal style", "strength", "above", *(TITLES[name] for name in names)], *rows]
 
 
 def cells(metrics: Mapping[str, Estimate], names: Sequence[str], sign: bool = False) -> list[str]:
@@ -281,8 +293,8 @@ def page(evaluation: Evaluation, plot: bytes) -> str:
         '<html lang="en"><head><meta charset="utf-8"><title>InstantStyle, evaluated</title>',
         f"<style>{STYLE}</style></head><body>",
         "<h1>InstantStyle, evaluated</h1>",
-        f"<p>{escape(summary(evaluation.setup))}. Checkpoint {escape(evaluation.setup.fingerprint)}, "
-        f"instantstyle {escape(__version__)}.</p>",
+        f"<p>{escape(summary(evaluation.setup))}. Checkpoint and versions {escape(evaluation.setup.fingerprint)}: "
+        f"{escape(', '.join(map(' '.join, versions().items())))}.</p>",
         picture_html(base64.b64encode(plot).decode(), "style match against content leaked and content right", "plot"),
         "<h2>Conditions</h2>",
         table_html(headline_rows(evaluation, METRICS)),
@@ -329,13 +341,12 @@ def table_html(rows: Sequence[Sequence[str]]) -> str:
 
 def definitions(evaluation: Evaluation) -> str:
     """Explain the columns and the intervals."""
-    setup = evaluation.setup
     terms = "; ".join(f"<b>{escape(title)}</b>: {escape(meaning)}" for title, meaning in MEANINGS.items())
     return (
         f"<p>{terms}.</p>"
-        "<p>Intervals are 95 % bootstrap intervals over pairs; the seeds of a pair are averaged first. An interval "
-        f"from 0 to 0 means that none was seen: the share is then, at 95 %, below 3/{setup.pairs} = "
-        f"{300 / setup.pairs:.1f} %. All conditions see the same pairs and start from the same noise.</p>"
+        "<p>Intervals are 95 % bootstrap intervals over pairs; the seeds of a pair are averaged first. Where none or "
+        "all of the pairs show something, resampling tells nothing, and the interval is the exact one. All conditions "
+        "see the same pairs, and those that start from noise start from the same.</p>"
     )
 
 
@@ -372,13 +383,6 @@ def curves_html(evaluation: Evaluation) -> list[str]:
     """Return the table of curves, and what each point gains over another curve at equal style."""
     if not evaluation.lines:
         return []
-    names = [name for name in CURVE_COLUMNS if name != "style"]
-    gains = [
-        [line.name, point.label, line.against or "", *cells(point.at_equal_style, names, sign=True)]
-        for line in evaluation.lines
-        for point in line.points
-        if point.at_equal_style is not None
-    ]
     return [
         "<h2>Curves</h2>",
         f"<p>{escape(summary(evaluation.curve_setup))}. ComfyUI's presets name SDXL's blocks, by SDXL's numbers; "
@@ -388,7 +392,7 @@ def curves_html(evaluation: Evaluation) -> list[str]:
         "<h2>Above another curve at equal style</h2>",
         "<p>In points: each point of a curve against another curve where that has the same style match. Points whose "
         "style is beyond the other curve are left out.</p>",
-        table_html([["curve", "strength", "above", *(TITLES[name] for name in names)], *gains]),
+        table_html(gain_rows(evaluation)),
     ]
 
 
@@ -405,7 +409,7 @@ def describe(evaluation: Evaluation) -> dict[str, Any]:
         return {name: value for name, value in vars(setup).items() if name != "folder"}
 
     return {
-        "instantstyle": __version__,
+        "versions": versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "conditions": {
             "setup": made_with(evaluation.setup),

@@ -322,7 +322,7 @@ def test_heights_on_a_curve_are_numpys():
 def test_gains_at_equal_style():
     rng = np.random.default_rng(3)
     noise = rng.normal(0, 0.05, 300)
-    curve = [{"style": level + noise, "content_right": 1 - level + noise} for level in (0.8, 0.2, 0.5)]
+    curve = [{"style": level + noise, "content_right": 1 - level + noise} for level in (0.2, 0.5, 0.8)]
     on_it = {"style": 0.35 + noise, "content_right": 0.65 + noise}
     above = {"style": 0.35 + noise, "content_right": 0.85 + noise}
     assert metrics.at_equal_style(on_it, curve)["content_right"].mean == pytest.approx(0, abs=1e-9)
@@ -331,6 +331,31 @@ def test_gains_at_equal_style():
     assert found.low <= 0.2 <= found.high
     assert found.low > 0.1
     assert metrics.at_equal_style({"style": 0.9 + noise, "content_right": noise}, curve) is None
+
+
+def test_gains_are_over_the_strengths_that_still_bring_style():
+    """A curve that folds back, so that more strength brings less style, is not to be beaten at its wrong end."""
+    ones = np.ones(50)
+    curve = [{"style": s * ones, "content_leaked": leak * ones} for s, leak in ((0.6, 0.02), (0.65, 0.16))]
+    point = {"style": 0.62 * ones, "content_leaked": 0.076 * ones}
+    folded = [*curve, {"style": 0.6 * ones, "content_leaked": 0.9 * ones}]
+    for one in (curve, folded):
+        assert metrics.at_equal_style(point, one)["content_leaked"].mean == pytest.approx(0)
+    assert metrics.at_equal_style(point, [curve[0], folded[-1], curve[1]])["content_leaked"].mean < -0.2
+
+
+@pytest.mark.parametrize(("count", "end"), [(512, 0.00583), (24, 0.117)])
+def test_a_share_of_none_or_all_has_an_interval_too(count, end):
+    """The textbook's: 1 in 20 samples of `count` shows none of a share of `end`."""
+    none, every = np.zeros(count), np.ones(count)
+    found = metrics.estimate({"content_leaked": none, "content_right": every, "distance": none})
+    assert (found["content_leaked"].mean, found["content_leaked"].low) == (0, 0)
+    assert found["content_leaked"].high == pytest.approx(end, rel=0.01)
+    assert (1 - found["content_leaked"].high) ** count == pytest.approx(0.05)
+    assert found["content_right"].low == pytest.approx(1 - end, rel=0.01)
+    assert found["content_right"].high == 1
+    assert found["distance"].high == 0
+    assert metrics.difference({"content_leaked": none}, {"content_leaked": none})["content_leaked"].high == 0
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------

@@ -143,10 +143,7 @@ def test_the_controlnet_heeds_its_picture(pipe):
     from instantstyle.tiny.train.controlnet import edges
 
     controlnet = ControlNetModel.from_pretrained(tiny.path() / "controlnet")
-    stock = StableDiffusionXLPipeline.from_pretrained(tiny.path())
-    controlled = StableDiffusionXLControlNetPipeline(
-        **{**stock.components, "feature_extractor": None, "image_encoder": None}, controlnet=controlnet
-    )
+    controlled = StableDiffusionXLControlNetPipeline.from_pretrained(tiny.path(), controlnet=controlnet)
     controlled.set_progress_bar_config(disable=True)
     scenes = drawings(12)[0]
     prompts = [world.caption(scenes.words(row)["shape"]) for row in range(len(scenes))]

@@ -135,6 +135,24 @@ def test_all_stages_make_a_checkpoint_like_the_embedded_one(work, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").rglob("*.safetensors")} == {0o644}
 
 
+def test_nothing_is_released_from_an_unfinished_training(work, tmp_path):
+    shipped = tmp_path / "weights"
+    release.main(["--work", str(work), "--output", str(shipped)])
+    before = sorted(shipped.rglob("*"))
+    (tmp_path / "begun" / "checkpoint").mkdir(parents=True)
+    for folder in ("missing", "begun"):
+        with pytest.raises(SystemExit, match="has no model_index.json; run"):
+            release.main(["--work", str(tmp_path / folder), "--output", str(shipped)])
+    assert sorted(shipped.rglob("*")) == before
+
+
+def test_a_release_replaces_no_other_folder(work, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="something else than a checkpoint"):
+        release.main(["--work", str(work), "--output", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_stages_that_are_done_are_not_run_again(work, capsys):
     command.main(["vae", "unet", "--work", str(work)])
     assert capsys.readouterr().out == "vae: done\nunet: done\n"

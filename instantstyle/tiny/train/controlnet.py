@@ -43,9 +43,8 @@ class ControlNetStage(unet.LatentStage):
 
     def picture(self) -> Tensor:
         folder = self.work / "checkpoint"
-        pipe = StableDiffusionXLControlNetPipeline(
-            **unet.pipeline(folder, self.device).components,
-            controlnet=ControlNetModel.from_pretrained(folder / "controlnet"),
+        pipe = StableDiffusionXLControlNetPipeline.from_pretrained(
+            folder, controlnet=ControlNetModel.from_pretrained(folder / "controlnet")
         ).to(self.device)
         pipe.set_progress_bar_config(disable=True)
         scenes = world.sample(8, torch.Generator().manual_seed(4))

@@ -52,7 +52,7 @@ class JudgesStage(loop.Stage):
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(tensors, folder / judges.FILE)
-        print(examine(judges.Judges(self.network), self.vae))
+        print(examine(judges.Judges(self.network.cpu()), self.vae.cpu()))
 
 
 def blob(scenes: world.Scenes, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 
+PARTS = (
+    "model_index.json",
+    "vae/config.json",
+    "sdxl_models/ip-adapter_sdxl.safetensors",
+    "controlnet/config.json",
+    "judges.safetensors",
+)
 DEFAULT = Path(__file__).parents[1] / "weights"
 
 
@@ -29,7 +36,15 @@ def release(checkpoint: Path, output: Path) -> None:
     """Copy a checkpoint with every tensor in half precision; loaded, it is in float32 where nothing else is asked for.
 
     An adapter's metadata, with its presets, is kept as it is.
+
+    Raises:
+        SystemExit: The training is not complete, or `output` holds something else than a checkpoint.
     """
+    missing = [name for name in PARTS if not (checkpoint / name).is_file()]
+    if missing:
+        raise SystemExit(f"--work: {checkpoint} has no {missing[0]}; run `python -m instantstyle.tiny.train` first.")
+    if output.exists() and any(output.iterdir()) and not (output / "model_index.json").is_file():
+        raise SystemExit(f"--output: {output} holds something else than a checkpoint, and is left alone.")
     shutil.rmtree(output, ignore_errors=True)
     for path in sorted(checkpoint.rglob("*")):
         if not path.is_file():

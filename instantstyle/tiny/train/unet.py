@@ -129,7 +129,9 @@ class AttentionStage(UNetStage):
 
     def __init__(self, work: Path, device: torch.device) -> None:
         super().__init__(work, device)
-        self.network = UNet2DConditionModel.from_pretrained(work / "checkpoint" / "unet")
+        # Not from the checkpoint, which this stage writes itself.
+        state = torch.load(work / "stages" / UNetStage.name / "state.pt", map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
 
 
 SAMPLING = {"guidance_scale": 3.5, "num_inference_steps": 20, "height": world.PIXELS, "width": world.PIXELS}
