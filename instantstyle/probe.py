@@ -186,14 +186,14 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--save: {adapter.label} is not a .safetensors file, the only kind that carries presets."
             )
-        judged = not given and not options.prompt and (Path(model.source) / judges.FILE).is_file()
+        judged = not given and not options.prompt and models.knows_world(model)
         examples = None if judged else grid.choose(given, options.prompt, model)
         if not judged and options.pairs is not None:
             raise ValueError("--pairs: only judges draw pairs; without them, each --reference meets each --prompt.")
         fill_in(options, judged)
         pipe = generate.load(options, model, adapter)
         pipe.set_progress_bar_config(disable=True)
-        grid.warn_of_unknown_words(model, options.prompt or [])
+        generate.warn_of_unknown_words(model, options.prompt or [])
         settings = describe(options, pipe, model, adapter, examples)
         scorer = choose_scorer(options, pipe, model, examples)
         kept = folder / "conditions" / digest({**settings, "files": stamps(pipe, model)})
