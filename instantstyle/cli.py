@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from instantstyle.reading import content_scale, count, fraction, number, numbers, seed, size, targets
 from instantstyle.version import __version__
 
 
 USER_ERROR, INTERRUPTED = 2, 130
-PIXELS = 8  # an autoencoder of these families turns squares of eight pixels into one
 
 # What `generate.load` reads and the commands that compare do not offer; they change targets from cell to cell.
 ONLY_TEXT_TO_IMAGE = {"image": None, "mask": None, "controlnet": None, "target_blocks": [("all", 1.0)]}
@@ -379,68 +378,3 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from instantstyle import evaluate
 
     evaluate.run(options)
-
-
-def number(text: str) -> float:
-    """Read a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
-    return value
-
-
-def numbers(text: str) -> list[float]:
-    """Read numbers with commas between."""
-    return [number(part) for part in text.split(",")]
-
-
-def fraction(text: str) -> float:
-    """Read a number from 0 to 1."""
-    value = number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
-
-
-def content_scale(text: str) -> float | str:
-    """Read a number or "auto"."""
-    return text if text == "auto" else number(text)
-
-
-def count(text: str) -> int:
-    """Read a positive whole number."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """Read a seed, with room above it for one per picture."""
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
-    return int(text)
-
-
-def size(text: str) -> tuple[int, int]:
-    """Read "WIDTHxHEIGHT", or one number for both."""
-    parts = text.lower().split("x")
-    sides = [int(part) for part in parts if part.isdecimal()]
-    if len(parts) > 2 or len(sides) != len(parts) or any(side == 0 or side % PIXELS for side in sides):
-        raise argparse.ArgumentTypeError(f"expected WxH or N in multiples of {PIXELS} pixels, got {text!r}")
-    return sides[0], sides[-1]
-
-
-def targets(text: str) -> list[tuple[str, float]]:
-    """Read "NAME" or "NAME=SCALE", one or several with commas between."""
-    return [target(part.strip()) for part in text.split(",")]
-
-
-def target(text: str) -> tuple[str, float]:
-    """Read one "NAME" or "NAME=SCALE"."""
-    name, equals, scale = text.partition("=")
-    if not name:
-        raise argparse.ArgumentTypeError(f"expected NAME or NAME=SCALE, got {text!r}")
-    return name, number(scale) if equals else 1.0

@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
         adapter = models.find_adapter(options.adapter, model)
         generate.check_content_encoder(options, model, adapter)
         pipe = generate.load(options, model, adapter)
+        generate.warn_of_unknown_words(model, [options.content or ""])
         style = pipe.encode_style(
             pictures,
             neg_content_prompt=options.content,

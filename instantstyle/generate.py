@@ -18,6 +18,7 @@ from PIL import Image
 from instantstyle import models, recipe
 from instantstyle.console import calm
 from instantstyle.files import check_output
+from instantstyle.reading import PIXELS
 from instantstyle.version import versions
 
 
@@ -31,7 +32,6 @@ NEEDS = {
 }
 ENCODED = ("content", "target_blocks", "adapter", "content_encoder")  # what a style file has behind it
 PICTURES = ("style", "image", "mask", "control_image")
-PIXELS = 8  # what the autoencoders of both families need sides to be a multiple of
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def run(options: argparse.Namespace) -> None:
             check_content_encoder(options, model, adapter)
         pipe = load(options, model, adapter)
         pipe.set_progress_bar_config(disable=not bars)
-        if model.label == models.TINY:
-            warn_of_unknown_words([*options.prompt, options.negative or "", options.content or ""])
+        warn_of_unknown_words(model, [*options.prompt, options.negative or "", options.content or ""])
         arguments = call_arguments(options, pipe, given, style)
         images = pipe(**arguments).images
 
@@ -126,14 +125,16 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def warn_of_unknown_words(texts: Sequence[str]) -> None:
-    """Say which words the embedded checkpoint has never seen, and which it knows."""
+def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
+    """Say which words a model of the drawn world has never seen, and which it knows; of other models say nothing."""
+    if not models.knows_world(model):
+        return
     from instantstyle.tiny import world
 
     unknown = world.unknown_words(" ".join(texts))
     if unknown:
         print(
-            f"instantstyle: the embedded checkpoint does not know {', '.join(map(repr, unknown))}; "
+            f"instantstyle: --model {model.label} does not know {', '.join(map(repr, unknown))}; "
             f"it knows: {' '.join(filter(str.isalpha, world.words()))}. Choose a real model with --model.",
             file=sys.stderr,
         )

@@ -7,13 +7,12 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from instantstyle import generate, models, recipe
+from instantstyle import generate, models, reading, recipe
 from instantstyle.console import calm
 from instantstyle.sheet import Sheet
 from instantstyle.version import versions
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
         contents = spread(options.content, len(references))
         pipe = generate.load(options, model, adapter)
         pipe.set_progress_bar_config(disable=True)
-        warn_of_unknown_words(model, [*prompts, *(options.content or [])])
+        generate.warn_of_unknown_words(model, [*prompts, *(options.content or [])])
         check_methods(pipe, methods, options.scale)
         sampling = Sampling(options.seed, options.steps, options.guidance, options.content_scale)
         pairs = [(r, c, p) for r, c in zip(references, contents, strict=True) for p in prompts]
@@ -108,10 +107,8 @@ def read_method(text: str) -> Targets:
     Raises:
         ValueError: A part of it is empty, or a scale is not a number.
     """
-    from instantstyle.cli import targets
-
     try:
-        return WORDS[text] if text in WORDS else dict(targets(text))
+        return WORDS[text] if text in WORDS else dict(reading.targets(text))
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--method: {error}.") from error
 
@@ -130,24 +127,11 @@ def choose(
         ValueError: Some are missing, and the model does not know that world.
     """
     missing = [name for name, value in (("--reference", given), ("--prompt", prompts)) if not value]
-    if missing and not knows_world(model):
+    if missing and not models.knows_world(model):
         raise ValueError(
             f"{' and '.join(missing)}: needed with --model {model.label}; only the embedded one has its own."
         )
     return list(given) or draw_references(), list(prompts or PROMPTS)
-
-
-def knows_world(model: models.Model) -> bool:
-    """Whether the model was trained on the drawn world: the embedded checkpoint, or a folder of the same kind."""
-    from instantstyle.tiny import judges
-
-    return model.label == models.TINY or (Path(model.source) / judges.FILE).is_file()
-
-
-def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
-    """Warn as `generate` does of words that the embedded checkpoint has never seen."""
-    if model.label == models.TINY:
-        generate.warn_of_unknown_words(texts)
 
 
 def draw_references() -> list[Reference]:

@@ -101,6 +101,13 @@ def single_file_model(path: Path) -> Model:
     return Model(source=str(path), label=path.name, family=family, single_file=True, unet=unet)
 
 
+def knows_world(model: Model) -> bool:
+    """Whether the model was trained on the drawn world: the embedded one, or a folder that has judges like it."""
+    from instantstyle.tiny.judges import FILE
+
+    return (Path(model.source) / FILE).is_file()
+
+
 def tensor_names(path: Path) -> list[str]:
     """Read the names in a safetensors file, without its tensors."""
     from safetensors import SafetensorError, safe_open

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from instantstyle import carried, generate, grid, models, recipe
 from instantstyle.blocks import table
 from instantstyle.conditions import Condition, digest, make_pictures, reference_pictures, sample_pairs, to_picture
 from instantstyle.console import calm
-from instantstyle.files import check_output, output_folder
+from instantstyle.files import atomically, check_output, output_folder
 from instantstyle.metrics import estimate, score
 from instantstyle.proposal import Groups, Proposal, propose, propose_by_proxy
 from instantstyle.proxy import NO_PROMPT_NOTE, NOTE, Towers
@@ -186,14 +185,14 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--save: {adapter.label} is not a .safetensors file, the only kind that carries presets."
             )
-        judged = not given and not options.prompt and (Path(model.source) / judges.FILE).is_file()
+        judged = not given and not options.prompt and models.knows_world(model)
         examples = None if judged else grid.choose(given, options.prompt, model)
         if not judged and options.pairs is not None:
             raise ValueError("--pairs: only judges draw pairs; without them, each --reference meets each --prompt.")
         fill_in(options, judged)
         pipe = generate.load(options, model, adapter)
         pipe.set_progress_bar_config(disable=True)
-        grid.warn_of_unknown_words(model, options.prompt or [])
+        generate.warn_of_unknown_words(model, options.prompt or [])
         settings = describe(options, pipe, model, adapter, examples)
         scorer = choose_scorer(options, pipe, model, examples)
         kept = folder / "conditions" / digest({**settings, "files": stamps(pipe, model)})
@@ -272,9 +271,17 @@ def attention_groups(pipe: Any) -> Groups:
 
 def plan(every: Groups) -> list[Groups]:
     """Return what is measured first: no group, all, each alone, and all but each."""
-    alone = [(group,) for group in every]
-    others = [tuple(other for other in every if other != group) for group in every]
-    return list(dict.fromkeys([(), every, *alone, *others]))
+    return list(dict.fromkeys([(), every, *alone(every), *all_but_one(every)]))
+
+
+def alone(every: Groups) -> list[Groups]:
+    """Return each group by itself."""
+    return [(group,) for group in every]
+
+
+def all_but_one(every: Groups) -> list[Groups]:
+    """Return, for each group, all the others."""
+    return [tuple(other for other in every if other != group) for group in every]
 
 
 def search(scorer: Scorer, every: Groups, kept: Path, bars: bool = False) -> tuple[dict[Groups, Finding], Proposal]:
@@ -375,29 +382,23 @@ def report(
         "proposal": {"presets": presets, "reasons": proposal.reasons},
     }
     recipe.write(draw(scorer, findings, every), folder / "probe.png", {**settings, "scored_by": scorer.name})
-    write_text(folder / "probe.json", json.dumps(written, indent=2) + "\n")
+    with atomically(folder / "probe.json") as scratch:
+        Path(scratch).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     notes = [textwrap.fill(note, WIDTH) for note in scorer.notes]
     print("\n\n".join([write_tables(scorer, findings, every), *notes, write_proposal(proposal, presets)]))
     print(f"\n{folder / 'probe.png'}\n{folder / 'probe.json'}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-
-
 def draw(scorer: Scorer, findings: Mapping[Groups, Finding], every: Groups) -> Image.Image:
-    """Draw the pairs that are shown: reference, no reference, all groups, and each group alone."""
-    columns = [(), every, *((group,) for group in every if len(every) > 1)]
+    """Draw the pairs that are shown: reference, no reference, all groups, and each group alone; below, all but it."""
     size = findings[()].pictures[0].size
-    cells = [
-        [grid.fit(reference, size), *(findings[groups].pictures[row] for groups in columns)]
-        for row, (reference, _) in enumerate(scorer.shown)
-    ]
-    names = [name_of(groups, every) for groups in columns]
-    return Sheet(cells, columns=["reference", *names], rows=[prompt for _, prompt in scorer.shown]).draw()
+    cells, labels = [], []
+    for number, (reference, prompt) in enumerate(scorer.shown):
+        for title, each in (("alone", alone(every)), ("all but it", all_but_one(every))):
+            pictures = [findings[groups].pictures[number] for groups in ((), every, *each)]
+            cells.append([grid.fit(reference, size), *pictures])
+            labels.append(f"{prompt}: {title}")
+    return Sheet(cells, columns=["reference", "no reference", "all", *every], rows=labels).draw()
 
 
 def name_of(groups: Groups, every: Groups) -> str:
@@ -415,8 +416,11 @@ def name_of(groups: Groups, every: Groups) -> str:
 def write_tables(scorer: Scorer, findings: Mapping[Groups, Finding], every: Groups) -> str:
     """Write the scores as tables: one group at a time, all but one, and what else was tried."""
     first = plan(every)
-    alone, others = first[: 2 + len(every)], first[2 + len(every) :]
-    parts = {"alone": alone, "all but one": others, "together": [groups for groups in findings if groups not in first]}
+    parts = {
+        "alone": first[: 2 + len(every)],
+        "all but one": first[2 + len(every) :],
+        "together": [groups for groups in findings if groups not in first],
+    }
     heading = [name.replace("_", " ") for name in scorer.columns]
     tables = []
     for title, chosen in parts.items():

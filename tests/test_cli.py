@@ -106,6 +106,20 @@ def test_words_that_the_world_does_not_know_are_told(tmp_path, capsys):
     assert warning.count("\n") == 1
 
 
+@pytest.mark.parametrize("judges", [True, False])
+def test_a_retrained_world_is_known_by_its_judges(judges, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for part in tiny.path().iterdir():
+        if judges or part.name != "judges.safetensors":
+            (folder / part.name).symlink_to(part)
+    words = ["--model", str(folder), "--adapter", str(folder), "--content", "a boat"]
+    run("a heart", *words, out=tmp_path / "heart.png")
+    assert ("--model mine does not know 'boat'; it knows: a an and" in capsys.readouterr().err) == judges
+    assert cli.main(["encode", REFERENCE, *words, "-o", str(tmp_path / "style.safetensors")]) == 0
+    assert ("--model mine does not know 'boat'; it knows: a an and" in capsys.readouterr().err) == judges
+
+
 def test_the_same_words_give_the_same_pixels_and_others_do_not(paint, pictures):
     words = ["a heart", "--content", "a star"]
     picture = paint(*words)
@@ -571,6 +585,12 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_nothing_imports_the_command_line_but_the_program():
+    using = re.compile(r"import cli\b|\.cli\b")
+    sources = [ROOT / "pipeline_instantstyle.py", *(ROOT / "instantstyle").rglob("*.py")]
+    assert [path.name for path in sources if using.search(path.read_text(encoding="utf-8"))] == ["__main__.py"]
 
 
 def test_as_a_program(tmp_path):

@@ -1,10 +1,12 @@
 """`instantstyle evaluate`: the pairs, the pictures, the metrics with their intervals, and what is kept of a run."""
 
 import builtins
+import dataclasses
 import json
 import math
 import operator
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from instantstyle import cli, conditions, evaluate, metrics, report, tiny
 from instantstyle.conditions import Condition, Pairs, sample_pairs
 from instantstyle.tiny import judges, world
 from instantstyle.tiny.judges import Verdicts
+from instantstyle.tiny.train import data
 
 
 PIXEL_TOLERANCE = 1e-5
@@ -154,10 +157,15 @@ def test_references_never_show_what_the_prompt_asks_for(split):
     assert pairs.content(0) == world.SHAPES[int(pairs.references.shape[0])]
 
 
+def places(scenes: world.Scenes) -> set[tuple[float, float]]:
+    """Return where the figures are, which tells scenes apart."""
+    return set(zip(scenes.x.tolist(), scenes.y.tolist(), strict=True))
+
+
 def test_splits_are_disjoint_and_their_beginnings_always_the_same():
-    splits = [sample_pairs(conditions.POOL, split).references for split in conditions.SPLITS]
-    places = [set(zip(scenes.x.tolist(), scenes.y.tolist(), strict=True)) for scenes in splits]
-    assert not places[0] & places[1]
+    first, second = (sample_pairs(conditions.POOL, split).references for split in conditions.SPLITS)
+    assert not places(first) & places(second)
+    assert places(first[-9:]) <= places(first)
     few, many = sample_pairs(3, "reporting"), sample_pairs(300, "reporting")
     assert torch.equal(few.references.x, many.references.x[:3])
     assert torch.equal(few.prompts_shape, many[:3].prompts_shape)
@@ -165,6 +173,13 @@ def test_splits_are_disjoint_and_their_beginnings_always_the_same():
         sample_pairs(3, "training")
     with pytest.raises(ValueError, match="from 1 to"):
         sample_pairs(conditions.POOL + 1, "reporting")
+
+
+def test_no_split_holds_a_scene_that_was_trained_on():
+    trained = places(data.read_scenes())
+    for split in conditions.SPLITS:
+        assert not places(sample_pairs(conditions.POOL, split).references) & trained
+    assert places(data.shard_scenes(3)) <= trained
 
 
 def test_seeds_are_unlike_each_other():
@@ -424,6 +439,16 @@ def test_another_checkpoint_is_judged_anew(checkpoint, tmp_path):
     assert evaluate.fingerprint(copy) != before
 
 
+def test_verdicts_are_kept_by_all_that_they_were_made_with():
+    setup = evaluate.Setup("here", "a", "reporting", 2, 1, 16, 3.5)
+    changes = {"fingerprint": "b", "split": "selection", "pairs": 3, "seeds": 2, "steps": 17, "guidance": 4.0}
+    assert {"folder", *changes} == {field.name for field in dataclasses.fields(setup)}
+    others = [dataclasses.replace(setup, **{name: value}) for name, value in changes.items()]
+    keys = {one.key(conditions.PLAIN) for one in (setup, *others)} | {setup.key(conditions.STYLE)}
+    assert len(keys) == 2 + len(others)
+    assert dataclasses.replace(setup, folder="there").key(conditions.PLAIN) == setup.key(conditions.PLAIN)
+
+
 def test_an_interrupt_loses_only_the_condition_at_work(run, tmp_path):
     begun = []
 
@@ -441,9 +466,11 @@ def test_an_interrupt_loses_only_the_condition_at_work(run, tmp_path):
     assert [task.condition.name for task in run(*words)[2]] == [name for name in names[2:] for _ in range(2)]
 
 
-def test_two_processes_answer_in_order():
+def test_two_processes_answer_in_order_and_leave_interrupts_to_the_first():
     with evaluate.mapping(2) as each:
         assert list(each(operator.neg, range(20))) == [-number for number in range(20)]
+        assert list(each(signal.getsignal, [signal.SIGINT] * 4)) == [signal.SIG_IGN] * 4
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
 # --- The report ------------------------------------------------------------------------------------------------------

@@ -247,6 +247,16 @@ def test_an_interrupted_probe_goes_on_where_it_was(tmp_path):
         assert not differ(finding.pictures, kept[groups].pictures)
 
 
+def test_the_picture_shows_each_group_alone_and_all_but_it(tmp_path):
+    scorer = Additive()
+    findings, _ = probe.search(scorer, EVERY, tmp_path)
+    drawn = {colour for _, colour in probe.draw(scorer, findings, EVERY).getcolors(2**24)}
+    shown = {groups for groups in findings if any(one.getpixel((0, 0)) in drawn for one in findings[groups].pictures)}
+    assert shown == set(probe.plan(EVERY)) < set(findings)
+    for groups in shown:
+        assert all(one.getpixel((0, 0)) in drawn for one in findings[groups].pictures)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("reference") / "drawn.png"

@@ -1,7 +1,9 @@
 """The embedded checkpoint: its layout, its size, that stock diffusers runs it, and that it knows its words."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +77,29 @@ def test_everything_loads_in_float32_by_itself(pipe):
     }
 
 
-def test_the_wheel_carries_it(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT]
+SOURCES = (
+    "CHANGELOG.md CITATION.cff LICENSE MANIFEST.in README.md pipeline_instantstyle.py pyproject.toml setup.cfg".split()
+)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_wheel_carries_it(named, tmp_path):
+    """Built elsewhere, as setuptools packs what earlier builds left; it lacks the weights where nothing names them."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "instantstyle", source / "instantstyle", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SOURCES:
+        shutil.copy(ROOT / name, source)
+    if not named:
+        (source / "MANIFEST.in").unlink()
+        config = (source / "setup.cfg").read_text(encoding="utf-8")
+        (source / "setup.cfg").write_text(config.replace("    weights/", "    nothing/"), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True).stdout
-    assert all(f"instantstyle/tiny/weights/{name}" in listing for name in LAYOUT)
+    folder = "instantstyle/tiny/weights/"
+    with zipfile.ZipFile(wheel) as file:
+        packed = {name.removeprefix(folder) for name in file.namelist() if name.startswith(folder)}
+    assert packed == (set(LAYOUT) if named else set())
 
 
 def test_the_unet_has_the_blocks_of_sdxl(pipe):
