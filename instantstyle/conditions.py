@@ -299,8 +299,8 @@ def sample_pairs(count: int, split: str) -> Pairs:
 
     Args:
         count: How many, at most `POOL`.
-        split: "selection" to choose by, "reporting" to report on. They share nothing with each other, nor with what
-            anything was trained on.
+        split: "selection" to choose by, "reporting" to report on: new draws of the same world, which neither meet each
+            other nor what anything was trained on.
 
     Raises:
         ValueError: `count` or `split` is none of these.
