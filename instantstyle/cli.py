@@ -302,7 +302,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--adapter",
         metavar="WHERE",
-        help="IP-Adapter: a file, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE]; default: the family's",
+        help="IP-Adapter: a file, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE]; default: the model's, or its family's",
     )
     group.add_argument(
         "--content-encoder",

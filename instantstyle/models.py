@@ -146,7 +146,7 @@ def download_unet_config(repository: str) -> Path:
 
 
 def find_adapter(text: str | None, model: Model) -> Adapter:
-    """Find the adapter that `--adapter` names, or the one made for the model's family.
+    """Find the adapter that `--adapter` names, or else the model's own, or the one published for its family.
 
     Args:
         text: A folder, a Hub repository or a file; after a folder or repository may follow ":SUBFOLDER/FILE".
@@ -156,7 +156,8 @@ def find_adapter(text: str | None, model: Model) -> Adapter:
         ValueError: It is none of them.
     """
     if text is None:
-        text = model.source if model.label == TINY else ADAPTER_REPOSITORY
+        has_own = (Path(model.source) / ADAPTER_FILES[model.family]).is_file()
+        text = model.source if has_own else ADAPTER_REPOSITORY
     elif Path(text).is_file():
         path = Path(text)
         return Adapter(source=str(path.parent), subfolder="", weight_name=path.name, label=path.name)

@@ -490,6 +490,14 @@ def test_where_adapters_are(text, family, source, file, encoder):
     assert adapter.image_encoder_folder == encoder
 
 
+def test_a_model_that_has_an_adapter_brings_it(tmp_path):
+    model = models.Model(str(tmp_path), "mine", "sdxl", False, {})
+    assert models.find_adapter(None, model).source == models.ADAPTER_REPOSITORY
+    (tmp_path / "sdxl_models").mkdir()
+    (tmp_path / "sdxl_models" / "ip-adapter_sdxl.safetensors").touch()
+    assert models.find_adapter(None, model).source == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "family"), [("conditioner.embedders.0.x", "sdxl"), ("cond_stage_model.transformer.x", "sd15")]
 )

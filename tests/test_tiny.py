@@ -14,8 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from instantstyle import tiny
+from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
+from instantstyle.conditions import NO_REFERENCE, PLAIN, STYLE, Condition, Pairs, make_pictures, sample_pairs
+from instantstyle.metrics import score
 from instantstyle.tiny import networks, world
+from instantstyle.tiny.judges import Judges
 from pipeline_instantstyle import attention_blocks
 
 
@@ -155,10 +158,32 @@ def test_the_same_seed_the_same_picture_another_another(pipe):
     assert (paint(pipe, seed=1, ip_adapter_image=reference) - first).abs().max() > 0.1
 
 
+def test_style_blocks_bring_the_style_and_leave_the_content():
+    """What the project is for, by what it ships. Held against other references, as a twin, no style is matched."""
+    pipe = StableDiffusionXLInstantStylePipeline.from_pretrained(tiny.path())
+    pipe.load_ip_adapter(tiny.path(), "sdxl_models", "ip-adapter_sdxl.safetensors", target_blocks="all")
+    pipe.set_progress_bar_config(disable=True)
+    pairs, jury = sample_pairs(24, "selection"), Judges.load()
+    pictures = {
+        condition: jury(make_pictures(pipe, condition, pairs, [0])[:, 0]) for condition in (NO_REFERENCE, PLAIN, STYLE)
+    }
+
+    def mean(condition: Condition, name: str, held_against: Pairs = pairs) -> float:
+        return float(score(pictures[condition], held_against)[name].mean())
+
+    assert mean(NO_REFERENCE, "content_right") > 0.95
+    assert mean(STYLE, "content_right") > 0.95
+    assert mean(STYLE, "content_leaked") == 0
+    assert mean(PLAIN, "content_right") < 0.75
+    for condition in (PLAIN, STYLE):
+        assert mean(condition, "style") > 0.7
+        assert mean(condition, "style", pairs[torch.arange(24).roll(1)]) < 0.35
+    assert mean(NO_REFERENCE, "style") < 0.3
+
+
 def test_the_controlnet_heeds_its_picture(pipe):
     from diffusers import StableDiffusionXLControlNetPipeline
 
-    from instantstyle.tiny.judges import Judges
     from instantstyle.tiny.train.controlnet import edges
 
     controlnet = ControlNetModel.from_pretrained(tiny.path() / "controlnet")
