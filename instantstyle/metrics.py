@@ -81,21 +81,23 @@ def score(verdicts: Verdicts, pairs: Pairs) -> dict[str, Floats]:
 
 def estimate(scores: Scores) -> dict[str, Estimate]:
     """Return the mean of every metric, with its bootstrap interval over pairs."""
-    found = {name: interval(values.mean(), resampled(values)) for name, values in scores.items()}
-    return {name: widen(one, len(scores[name])) if name in SHARES else one for name, one in found.items()}
+    return {name: share(values) if name in SHARES else average(values) for name, values in scores.items()}
 
 
-def widen(share: Estimate, count: int) -> Estimate:
-    """Give an interval to a share of none or all of `count` pairs, which resampling leaves without a width.
+def average(values: Floats) -> Estimate:
+    """Return the mean with its bootstrap interval."""
+    return interval(values.mean(), resampled(values))
 
-    Its open end is what such a sample would still show once in twenty times: `0.05 ** (1 / count)`.
+
+def share(values: Floats) -> Estimate:
+    """Return the mean of fractions with its interval, also where all pairs show none or all, which resampling cannot.
+
+    The interval's open end is then what such a sample would still show once in twenty times.
     """
-    end = (1 - LEVEL) ** (1 / count)
-    if share.low == share.high == 0:
+    end = (1 - LEVEL) ** (1 / len(values))
+    if not values.any():
         return Estimate(0, 0, 1 - end)
-    if share.low == share.high == 1:
-        return Estimate(1, end, 1)
-    return share
+    return Estimate(1, end, 1) if (values == 1).all() else average(values)
 
 
 def difference(first: Scores, second: Scores) -> dict[str, Estimate]:
@@ -103,8 +105,7 @@ def difference(first: Scores, second: Scores) -> dict[str, Estimate]:
 
     The interval is of the differences within pairs, which is narrower than the two conditions' own.
     """
-    apart = {name: first[name] - second[name] for name in first}
-    return {name: interval(values.mean(), resampled(values)) for name, values in apart.items()}
+    return {name: average(first[name] - second[name]) for name in first}
 
 
 def at_equal_style(point: Scores, curve: Sequence[Scores]) -> dict[str, Estimate] | None:
