@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from instantstyle.reading import content_scale, count, fraction, number, numbers, seed, size, targets
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = build_parser().parse_args(argv)
-        options.run(options)
+        # Imported here, so that the words of the command line need not wait for it.
+        import_module(f"instantstyle.{options.command}").run(options)
     except KeyboardInterrupt:
         print("instantstyle: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -59,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="instantstyle", description="A prompt's content in the style of one reference picture, without training."
     )
     parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_generate(commands.add_parser("generate", help="make pictures", description="Make pictures, as PNG files."))
     add_encode(
         commands.add_parser(
@@ -108,7 +110,6 @@ def build_parser() -> argparse.ArgumentParser:
 def add_blocks(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instantstyle blocks`."""
     add_model(parser)
-    parser.set_defaults(run=run_blocks)
 
 
 def add_grid(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +139,7 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of every cell; default: %(default)s")
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run_grid, **ONLY_TEXT_TO_IMAGE)
+    parser.set_defaults(**ONLY_TEXT_TO_IMAGE)
 
 
 def add_probe(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +157,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     )
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run_probe, scale=1.0, content=None, **ONLY_TEXT_TO_IMAGE)
+    parser.set_defaults(scale=1.0, content=None, **ONLY_TEXT_TO_IMAGE)
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +191,6 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="the embedded checkpoint, or the folder of one that was trained like it; default: %(default)s",
     )
-    parser.set_defaults(run=run_evaluate)
 
 
 def add_examples(parser: argparse.ArgumentParser) -> None:
@@ -219,13 +219,12 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run_encode, scale=1.0, image=None, mask=None, controlnet=None)
+    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None)
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instantstyle show`."""
     parser.add_argument("file", metavar="FILE", help="a style file, a folder or Hub repository with style.safetensors")
-    parser.set_defaults(run=run_show)
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -239,7 +238,6 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser.add_argument_group("other pictures"))
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run_generate)
 
 
 def add_style(group: argparse._ArgumentGroup) -> None:
@@ -329,52 +327,3 @@ def add_model(parser: argparse._ActionsContainer) -> None:
         metavar="WHERE",
         help="a folder, a .safetensors file, a Hub repository, or the embedded checkpoint; default: %(default)s",
     )
-
-
-def run_generate(options: argparse.Namespace) -> None:
-    """Import and run `generate`, so that the other words of the command line need not wait for it."""
-    from instantstyle import generate
-
-    generate.run(options)
-
-
-def run_encode(options: argparse.Namespace) -> None:
-    """Import and run `encode`."""
-    from instantstyle import encode
-
-    encode.run(options)
-
-
-def run_show(options: argparse.Namespace) -> None:
-    """Import and run `show`."""
-    from instantstyle import show
-
-    show.run(options)
-
-
-def run_blocks(options: argparse.Namespace) -> None:
-    """Import and run `blocks`."""
-    from instantstyle import blocks
-
-    blocks.run(options)
-
-
-def run_grid(options: argparse.Namespace) -> None:
-    """Import and run `grid`."""
-    from instantstyle import grid
-
-    grid.run(options)
-
-
-def run_probe(options: argparse.Namespace) -> None:
-    """Import and run `probe`."""
-    from instantstyle import probe
-
-    probe.run(options)
-
-
-def run_evaluate(options: argparse.Namespace) -> None:
-    """Import and run `evaluate`."""
-    from instantstyle import evaluate
-
-    evaluate.run(options)

@@ -142,3 +142,18 @@ def pipe():
     found = generate.load(options, model, models.find_adapter(None, model))
     found.set_progress_bar_config(disable=True)
     return found
+
+
+@pytest.fixture
+def assert_refused(tmp_path, capsys):
+    """Give what asserts that a command ends with a message alone, and leaves `tmp_path` as it was."""
+
+    def check(words: list[str], message: str, places: dict[str, str]) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        assert cli.main([word.format(**places) for word in words]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("instantstyle: error: ")
+        assert message.format(**places) in captured.err
+        assert (captured.out, sorted(tmp_path.rglob("*"))) == ("", before)
+
+    return check

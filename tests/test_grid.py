@@ -252,16 +252,11 @@ def test_the_default_needs_no_arguments(tmp_path, monkeypatch, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_before_anything_is_painted(words, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_told_before_anything_is_painted(words, message, tmp_path, monkeypatch, assert_refused):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "unet").symlink_to(tiny.path() / "unet")
     (tmp_path / "model" / "sdxl_models").symlink_to(tiny.path() / "sdxl_models")
     places = {"folder": str(tmp_path), "text": str(tmp_path / "text.png"), "model": str(tmp_path / "model")}
     monkeypatch.setattr(grid, "paint", lambda *_: pytest.fail("it was painted"))
-    before = sorted(tmp_path.rglob("*"))
-    assert cli.main([word.format(**places) for word in ["grid", "-o", "{folder}/grid.png", *words]]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("instantstyle: error: ")
-    assert message.format(**places) in captured.err
-    assert (captured.out, sorted(tmp_path.rglob("*"))) == ("", before)
+    assert_refused(["grid", "-o", "{folder}/grid.png", *words], message, places)

@@ -398,7 +398,7 @@ def test_style_and_layout_together_are_never_another_models(pipe):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_before_anything_is_made(words, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_told_before_anything_is_made(words, message, tmp_path, monkeypatch, assert_refused):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "adapter.bin").write_text("not an adapter")
     (tmp_path / "model").mkdir()
@@ -407,9 +407,4 @@ def test_a_mistake_is_told_before_anything_is_made(words, message, tmp_path, mon
     places = {name: str(tmp_path / name) for name in ("model", "none")}
     places |= {"folder": str(tmp_path), "text": str(tmp_path / "text.png"), "bin": str(tmp_path / "adapter.bin")}
     monkeypatch.setattr(probe, "search", lambda *_: pytest.fail("it was probed"))
-    before = sorted(tmp_path.rglob("*"))
-    assert cli.main([word.format(**places) for word in ["probe", "-o", "{folder}/out", *words]]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("instantstyle: error: ")
-    assert message.format(**places) in captured.err
-    assert (captured.out, sorted(tmp_path.rglob("*"))) == ("", before)
+    assert_refused(["probe", "-o", "{folder}/out", *words], message, places)
