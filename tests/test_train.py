@@ -213,6 +213,7 @@ def test_the_pooled_text_is_mostly_dropped_for_the_attentions(work, monkeypatch,
     if dropout is not None:
         monkeypatch.setattr(unet.UNetStage, "pooled_dropout", dropout)
     built = unet.UNetStage(work, torch.device("cpu"))
+    built.prepare(rank=0, processes=1)
     built.read()
     seen = []
 
@@ -224,6 +225,22 @@ def test_the_pooled_text_is_mostly_dropped_for_the_attentions(work, monkeypatch,
     built.loss(200, torch.Generator().manual_seed(0))
     dropped = ((seen[0] - built.nothing).abs().amax(dim=1) < 1e-4).float().mean()
     assert least <= dropped <= most
+
+
+def test_latents_are_made_again_for_another_encoder_but_not_for_another_decoder(work, tmp_path, monkeypatch):
+    small(monkeypatch)
+    vae = AutoencoderKL.from_pretrained(work / "checkpoint" / "vae")
+
+    def folder() -> Path:
+        vae.save_pretrained(tmp_path / "checkpoint" / "vae")
+        return data.make_latents(tmp_path, torch.device("cpu"), rank=0, processes=1)
+
+    first = folder()
+    torch.nn.init.zeros_(vae.decoder.conv_in.weight)
+    assert folder() == first
+    torch.nn.init.zeros_(vae.encoder.conv_in.weight)
+    assert folder() != first
+    assert not torch.equal(data.read(first), data.read(folder()))
 
 
 def test_stages_that_are_done_are_not_run_again(work, capsys):

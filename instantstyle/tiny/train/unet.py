@@ -51,11 +51,11 @@ class LatentStage(loop.Stage):
         self.noise_schedule = DDPMScheduler.from_config(networks.build_scheduler().config)
 
     def prepare(self, rank: int, processes: int) -> None:
-        data.make_latents(self.work, self.device, rank, processes)
+        self.latents_folder = data.make_latents(self.work, self.device, rank, processes)
 
     def read(self) -> None:
         self.scenes = data.read_scenes()
-        self.latents = data.read(self.work / "latents")
+        self.latents = data.read(self.latents_folder)
 
     def noisy(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return noisy latents, their timesteps, and the velocities to predict (arXiv 2202.00512).
