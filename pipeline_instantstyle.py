@@ -1551,16 +1551,9 @@ class InstantStyleMixin(_Host):
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write `model_index.json`, and beside it the code that its class entry names."""
-        folder, host = Path(save_directory), self._instantstyle_host
-        module, name = _class_entry(host)
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(__file__, folder / "pipeline_instantstyle.py")
-        if module != "pipeline_instantstyle":
-            (folder / f"{module}.py").write_text(
-                f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
-                "from .pipeline_instantstyle import with_instantstyle\n\n\n"
-                f"{name} = with_instantstyle({host.__name__})\n"
-            )
+        write_code(self._instantstyle_host, folder)
         super().save_config(save_directory, *args, **kwargs)
 
     def to_json_string(self) -> str:
@@ -1604,6 +1597,27 @@ def _class_entry(host: type) -> list[str]:
         return ["pipeline_instantstyle", _variant_name(host)]
     # Files of one basename share a module in one process, so each host has its own.
     return [host.__module__.rpartition(".")[2].replace("pipeline_", "pipeline_instantstyle_", 1), _variant_name(host)]
+
+
+def write_code(host: Any, folder: Path) -> list[str]:
+    """Write what loads the variant of a host where nothing but diffusers is installed.
+
+    Args:
+        host: as `with_instantstyle` takes it.
+        folder: gets this file and, for hosts other than `StableDiffusionXLPipeline`, a small one that imports it.
+
+    Returns:
+        The class entry for `model_index.json`: the name of the file to load, without `.py`, and of the class in it.
+    """
+    module, name = _class_entry(host)
+    shutil.copyfile(__file__, folder / "pipeline_instantstyle.py")
+    if module != "pipeline_instantstyle":
+        (folder / f"{module}.py").write_text(
+            f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
+            "from .pipeline_instantstyle import with_instantstyle\n\n\n"
+            f"{name} = with_instantstyle({host.__name__})\n"
+        )
+    return [module, name]
 
 
 @functools.cache

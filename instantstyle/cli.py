@@ -104,7 +104,51 @@ def build_parser() -> argparse.ArgumentParser:
             'way of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
         )
     )
+    add_export(
+        commands.add_parser(
+            "export",
+            help="write the plugin's Hub repository into a folder",
+            description="Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
+            "loads it, a model card with pictures, and example style files.",
+        )
+    )
+    add_publish(
+        commands.add_parser(
+            "publish",
+            help="put the plugin's repository on the Hub",
+            description="Upload what `instantstyle export` writes. The repository is made if it is not there; what it "
+            "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
+        )
+    )
     return parser
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle export`."""
+    parser.add_argument("folder", metavar="FOLDER", help="a new or an empty folder")
+    add_checkpoint(parser)
+
+
+def add_publish(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle publish`."""
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME")
+    add_checkpoint(parser)
+    parser.add_argument("--private", action="store_true", help="nobody else may see it; refused if it is public")
+    parser.add_argument("--revision", metavar="BRANCH", help="made if it is not there; default: main")
+    parser.add_argument("--dry-run", action="store_true", help="list files and sizes, without the network")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the option that makes it a complete checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        nargs="?",
+        const="tiny",
+        metavar="WHERE",
+        help="with these weights, so that it loads with no `custom_pipeline`: a folder in diffusers' layout, or "
+        "the embedded checkpoint if nothing is named",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
 
 def add_blocks(parser: argparse.ArgumentParser) -> None:

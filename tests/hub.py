@@ -1,10 +1,15 @@
-"""A Hub on the loopback interface: folders served as repositories, the way huggingface_hub asks for them."""
+"""A Hub on the loopback interface: folders served as repositories, the way huggingface_hub asks for them.
+
+With a room for new repositories it takes uploads as well, from whoever shows its token.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,14 +23,21 @@ NAME = r"(?P<repo>[^/]+/[^/]+)"
 INFO = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}(/revision/(?P<revision>[^/]+))?")
 TREE = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}/tree/(?P<revision>[^/]+)")
 RESOLVE = re.compile(rf"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+PREUPLOAD = re.compile(rf"/api/(?P<kind>models)/{NAME}/preupload/(?P<revision>[^/]+)")
+COMMIT = re.compile(rf"/api/(?P<kind>models)/{NAME}/commit/(?P<revision>[^/]+)")
+BRANCH = re.compile(rf"/api/models/{NAME}/branch/(?P<branch>[^/]+)")
+BATCH = re.compile(rf"/{NAME}\.git/info/lfs/objects/batch")
+TOKEN = "hf_loopback"
+LARGE = (".safetensors", ".png")  # the files that go through LFS; the others come in the commit
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A folder as a repository with one commit on its branch `main`."""
+    """A folder as a repository with one commit on one branch."""
 
     name: str
     folder: Path
+    private: bool = False
 
     def paths(self) -> list[str]:
         """Name the files."""
@@ -45,7 +57,13 @@ class Repository:
     def info(self) -> dict[str, object]:
         """Describe the repository."""
         siblings = [{"rfilename": path} for path in self.paths()]
-        return {"id": self.name, "sha": self.commit(), "private": False, "tags": [], "siblings": siblings}
+        return {"id": self.name, "sha": self.commit(), "private": self.private, "tags": [], "siblings": siblings}
+
+    def known(self, path: str) -> str | None:
+        """Return the hash by which an upload that changes nothing is known, or None for a new file."""
+        if path not in self.paths():
+            return None
+        return hashlib.sha256(self.read(path)).hexdigest() if path.endswith(LARGE) else etag(self.read(path))
 
     def tree(self) -> list[dict[str, object]]:
         """List the files with their sizes and hashes."""
@@ -60,22 +78,47 @@ def etag(content: bytes) -> str:
 
 @dataclass
 class Hub:
-    """What the server serves, where, and what it was asked."""
+    """What the server serves, where, and what it was asked.
+
+    Attributes:
+        repositories: By name; other branches than `main` are `NAME@BRANCH`.
+        room: The folder in which new repositories are made, or None where nothing can be uploaded.
+        stored: What was uploaded to LFS, by SHA-256.
+        refusing: Beginning of a request, as in "POST /api/repos/create" -> the status that it is answered with.
+    """
 
     repositories: dict[str, Repository]
+    room: Path | None = None
     url: str = ""
     asked: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    refusing: dict[str, int] = field(default_factory=dict)
+
+    def create(self, name: str, private: bool = False) -> Repository:
+        """Make an empty repository."""
+        assert self.room is not None
+        folder = self.room / name.replace("/", "--").replace("@", "--at--")
+        folder.mkdir()
+        return self.repositories.setdefault(name, Repository(name.partition("@")[0], folder, private))
 
 
 class Refusal(Exception):
-    """An error of the Hub, by the name that huggingface_hub turns into an exception."""
+    """An error of the Hub, by the name that huggingface_hub turns into an exception, and what else it answers."""
+
+    def __init__(self, code: str, status: int = 404, **answer: str):
+        super().__init__(code)
+        self.status, self.answer = status, answer
 
 
 @contextmanager
-def serve(folders: Mapping[str, Path]) -> Iterator[Hub]:
-    """Serve folders under the names of repositories; those of data sets start with `datasets/`."""
-    hub = Hub({name: Repository(name.removeprefix("datasets/"), Path(folder)) for name, folder in folders.items()})
+def serve(folders: Mapping[str, Path], room: Path | None = None) -> Iterator[Hub]:
+    """Serve folders under the names of repositories; those of data sets start with `datasets/`.
+
+    With `room`, a folder, others can be made and uploaded to; a token is asked for that.
+    """
+    repositories = {name: Repository(name.removeprefix("datasets/"), Path(path)) for name, path in folders.items()}
+    hub = Hub(repositories, room)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -100,23 +143,56 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer with headers."""
         self._answer(with_body=False)
 
+    def do_POST(self) -> None:  # noqa: N802
+        """Take what is uploaded."""
+        self._answer(with_body=True)
+
+    def do_PUT(self) -> None:  # noqa: N802
+        """Take a large file."""
+        self._answer(with_body=True)
+
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
 
     def _answer(self, with_body: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append(f"{self.command} {path}")
+        path, body = unquote(urlsplit(self.path).path), self._body()
+        request = f"{self.command} {path}"
+        self.hub.asked.append(request)
         try:
-            content, headers = self._find(path)
+            self._refuse(request)
+            content, headers = self._take(path, body) if body is not None else self._find(path)
             self.send_response(200)
         except Refusal as refusal:
-            content, headers = b"", {"X-Error-Code": str(refusal), "X-Error-Message": f"{refusal}: {path}"}
-            self.send_response(404)
+            content, headers = self._json(refusal.answer)
+            headers |= {"X-Error-Code": str(refusal), "X-Error-Message": f"{refusal}: {path}"}
+            self.send_response(refusal.status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
             self.wfile.write(content)
+
+    def _body(self) -> bytes | None:
+        """Read what came along: whole, or in chunks."""
+        if self.command not in ("POST", "PUT"):
+            return None
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _refuse(self, request: str) -> None:
+        for start, status in self.hub.refusing.items():
+            if request.startswith(start):
+                # Some servers quote what they were sent.
+                raise Refusal(f"Refused {self.headers.get('Authorization')}", status)
+
+    def _allowed(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def _find(self, path: str) -> tuple[bytes, dict[str, str]]:
         if match := RESOLVE.fullmatch(path):
@@ -125,15 +201,86 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(self._repository(match).tree())
         if match := INFO.fullmatch(path):
             return self._json(self._repository(match).info())
+        return self._unknown(path)
+
+    def _take(self, path: str, body: bytes) -> tuple[bytes, dict[str, str]]:
+        if self.hub.room is None:
+            return self._unknown(path)
+        if path == "/api/validate-yaml":
+            return self._json({})
+        if path.startswith("/lfs/"):  # a store of its own, whose addresses are secrets and need no token
+            return self._store(path.removeprefix("/lfs/"), body)
+        if not self._allowed():
+            raise Refusal("Unauthorized", 401)
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if match := BRANCH.fullmatch(path):
+            return self._branch(match["repo"], match["branch"])
+        if match := PREUPLOAD.fullmatch(path):
+            return self._preupload(self._repository(match), json.loads(body))
+        if BATCH.fullmatch(path):
+            return self._json({"transfer": "basic", "objects": list(map(self._action, json.loads(body)["objects"]))})
+        if match := COMMIT.fullmatch(path):
+            return self._commit(self._repository(match), [json.loads(line) for line in body.splitlines()])
+        return self._unknown(path)
+
+    def _unknown(self, path: str) -> tuple[bytes, dict[str, str]]:
         self.hub.unknown.append(f"{self.command} {path}")
         raise Refusal("NotFound")
 
+    def _create(self, wanted: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        if name in self.hub.repositories:
+            raise Refusal("Conflict", 409, url=f"{self.hub.url}/{name}")
+        self.hub.create(name, wanted.get("visibility") == "private")
+        return self._json({"url": f"{self.hub.url}/{name}"})
+
+    def _branch(self, name: str, branch: str) -> tuple[bytes, dict[str, str]]:
+        if branch == "main" or f"{name}@{branch}" in self.hub.repositories:
+            raise Refusal("Conflict", 409)
+        made = self.hub.create(f"{name}@{branch}")
+        shutil.copytree(self.hub.repositories[name].folder, made.folder, dirs_exist_ok=True)
+        return self._json({})
+
+    def _preupload(self, repository: Repository, wanted: Mapping[str, list]) -> tuple[bytes, dict[str, str]]:
+        modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in wanted["files"]}
+        files = [
+            {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": repository.known(path)}
+            for path, mode in modes.items()
+        ]
+        return self._json({"files": files})
+
+    def _action(self, wanted: Mapping[str, object]) -> dict[str, object]:
+        """Say where a large file goes, unless it is there."""
+        where = {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}
+        return {**wanted, **({} if wanted["oid"] in self.hub.stored else {"actions": where})}
+
+    def _store(self, oid: str, body: bytes) -> tuple[bytes, dict[str, str]]:
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise Refusal("BadRequest", 400)
+        self.hub.stored[oid] = body
+        return b"", {}
+
+    def _commit(self, repository: Repository, lines: list) -> tuple[bytes, dict[str, str]]:
+        for line in lines:
+            value = line["value"]
+            if line["key"] != "header":
+                path = Path(repository.folder, value["path"])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                large = line["key"] == "lfsFile"
+                path.write_bytes(self.hub.stored[value["oid"]] if large else base64.b64decode(value["content"]))
+        commit = repository.commit()
+        return self._json({"commitUrl": f"{self.hub.url}/{repository.name}/commit/{commit}", "commitOid": commit})
+
     def _repository(self, match: re.Match[str]) -> Repository:
         prefix = "datasets/" if (match["kind"] or "").startswith("datasets") else ""
-        repository = self.hub.repositories.get(prefix + match["repo"])
-        if repository is None:
+        name, revision = prefix + match["repo"], match["revision"]
+        repository = self.hub.repositories.get(name)
+        if repository is None or (repository.private and not self._allowed()):
             raise Refusal("RepoNotFound")
-        if match["revision"] not in (None, "main", repository.commit()):
+        if branch := self.hub.repositories.get(f"{name}@{revision}"):
+            return branch
+        if revision not in (None, "main", repository.commit()):
             raise Refusal("RevisionNotFound")
         return repository
 

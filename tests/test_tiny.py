@@ -89,7 +89,7 @@ SOURCES = (
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_wheel_carries_it(named, tmp_path):
-    """Built elsewhere, as setuptools packs what earlier builds left; it lacks the weights where nothing names them."""
+    """Built elsewhere, as setuptools packs what earlier builds left; unnamed weights and card are lacking."""
     source = tmp_path / "source"
     shutil.copytree(ROOT / "instantstyle", source / "instantstyle", ignore=shutil.ignore_patterns("__pycache__"))
     for name in SOURCES:
@@ -97,14 +97,17 @@ def test_the_wheel_carries_it(named, tmp_path):
     if not named:
         (source / "MANIFEST.in").unlink()
         config = (source / "setup.cfg").read_text(encoding="utf-8")
-        (source / "setup.cfg").write_text(config.replace("    weights/", "    nothing/"), encoding="utf-8")
+        config = config.replace("    weights/", "    nothing/").replace("    model_card/", "    nothing/")
+        (source / "setup.cfg").write_text(config, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     folder = "instantstyle/tiny/weights/"
     with zipfile.ZipFile(wheel) as file:
-        packed = {name.removeprefix(folder) for name in file.namelist() if name.startswith(folder)}
+        names = file.namelist()
+    packed = {name.removeprefix(folder) for name in names if name.startswith(folder)}
     assert packed == (set(LAYOUT) if named else set())
+    assert ("instantstyle/model_card/README.md" in names) == named
 
 
 def test_the_unet_has_the_blocks_of_sdxl(pipe):
