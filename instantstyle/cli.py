@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from instantstyle.console import one_line
 from instantstyle.reading import content_scale, count, fraction, number, numbers, seed, size, targets
 from instantstyle.version import __version__
 
@@ -16,7 +17,13 @@ from instantstyle.version import __version__
 USER_ERROR, INTERRUPTED = 2, 130
 
 # What `generate.load` reads and the commands that compare do not offer; they change targets from cell to cell.
-ONLY_TEXT_TO_IMAGE = {"image": None, "mask": None, "controlnet": None, "target_blocks": [("all", 1.0)]}
+ONLY_TEXT_TO_IMAGE = {
+    "image": None,
+    "mask": None,
+    "controlnet": None,
+    "device_map": None,
+    "target_blocks": [("all", 1.0)],
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def one_line(error: Exception) -> str:
-    """Join the lines of an error's message, and escape what could steer the terminal."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes end like all others, in one line."""
 
@@ -63,6 +64,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_generate(commands.add_parser("generate", help="make pictures", description="Make pictures, as PNG files."))
+    add_batch(
+        commands.add_parser(
+            "batch",
+            help="make many pictures, on many devices",
+            description="Make a picture for each row of a table, as `generate` would: OUTPUT/000001.png and so on. "
+            "Columns are options of `generate` (prompt, style, content, seed, ...), or `output`, a file's name. The "
+            "options here stand in where the table says nothing. What is made already is not made again. On several "
+            "devices: accelerate launch --multi_gpu --num_processes N -m instantstyle batch ...",
+        )
+    )
     add_encode(
         commands.add_parser(
             "encode",
@@ -264,7 +275,7 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None)
+    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None, device_map=None)
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -278,17 +289,42 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "prompt", nargs="+", metavar="PROMPT", help="what to show; several prompts make several pictures"
     )
     parser.add_argument("-o", "--output", default="instantstyle.png", metavar="FILE", help="default: %(default)s")
-    add_style(parser.add_argument_group("style"))
-    add_sampling(parser.add_argument_group("sampling"))
+    add_style(parser.add_argument_group("style"), required=True)
+    sampling = parser.add_argument_group("sampling")
+    add_sampling(sampling)
+    sampling.add_argument(
+        "--seed", type=seed, metavar="N", help="the n-th picture has seed N + n; default: a random one"
+    )
+    sampling.add_argument(
+        "--num-images", type=count, default=1, metavar="N", help="pictures per prompt; default: %(default)s"
+    )
     add_pictures(parser.add_argument_group("other pictures"))
-    add_machine(parser.add_argument_group("models and machine"))
+    add_machine(parser.add_argument_group("models and machine"), spread=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
 
-def add_style(group: argparse._ArgumentGroup) -> None:
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle batch`."""
+    parser.add_argument("manifest", metavar="MANIFEST", help="the table: .csv with a header, or .jsonl")
+    parser.add_argument("-o", "--output", default="batch", metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--sheet", metavar="FILE", help="also show all pictures on one sheet (.png)")
+    parser.add_argument(
+        "--batch-size", type=count, default=4, metavar="N", help="pictures made at a time; default: %(default)s"
+    )
+    add_style(parser.add_argument_group("style"), required=False)
+    sampling = parser.add_argument_group("sampling")
+    add_sampling(sampling)
+    sampling.add_argument("--seed", type=seed, metavar="N", help="default: a random one for each picture")
+    add_pictures(parser.add_argument_group("other pictures"))
+    add_machine(parser.add_argument_group("models and machine"), spread=True)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(num_images=1)
+
+
+def add_style(group: argparse._ArgumentGroup, required: bool) -> None:
     """Add what to take from the reference, and what to leave."""
     group.add_argument(
-        "--style", required=True, metavar="FILE", help="the reference picture, or a style file (.safetensors)"
+        "--style", required=required, metavar="FILE", help="the reference picture, or a style file (.safetensors)"
     )
     add_content(group)
     group.add_argument("--scale", type=number, default=1.0, metavar="X", help="strength; default: %(default)s")
@@ -320,10 +356,6 @@ def add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--negative", metavar="TEXT", help="negative prompt")
     group.add_argument("--steps", type=count, default=30, metavar="N", help="default: %(default)s")
     group.add_argument("--guidance", type=number, default=5.0, metavar="X", help="default: %(default)s")
-    group.add_argument("--seed", type=seed, metavar="N", help="the n-th picture has seed N + n; default: a random one")
-    group.add_argument(
-        "--num-images", type=count, default=1, metavar="N", help="pictures per prompt; default: %(default)s"
-    )
     group.add_argument(
         "--size", type=size, metavar="WxH", help="in pixels, or one number for a square; default: the model's"
     )
@@ -339,8 +371,8 @@ def add_pictures(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--controlnet-scale", type=number, metavar="X", help="strength of the ControlNet")
 
 
-def add_machine(group: argparse._ArgumentGroup) -> None:
-    """Add which models run, and where."""
+def add_machine(group: argparse._ArgumentGroup, spread: bool = False) -> None:
+    """Add which models run, and where; with `spread` also over several devices."""
     add_model(group)
     group.add_argument(
         "--adapter",
@@ -362,6 +394,10 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
         default="none",
         help="keep what is not running out of the accelerator's memory; default: %(default)s",
     )
+    if spread:
+        group.add_argument(
+            "--device-map", choices=("balanced",), help="spread a model that is too large for one device over all"
+        )
 
 
 def add_model(parser: argparse._ActionsContainer) -> None:

@@ -1,9 +1,15 @@
-"""What other libraries may print while a command runs."""
+"""What is printed while a command runs, by it and by other libraries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def one_line(error: Exception) -> str:
+    """Join the lines of an error's message, and escape what could steer the terminal."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @contextmanager

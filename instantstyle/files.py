@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,6 +71,13 @@ def atomically(path: str | os.PathLike[str]) -> Iterator[str]:
     except BaseException:
         os.unlink(scratch)
         raise
+
+
+def remove_scratch(folder: Path, names: Collection[str]) -> None:
+    """Remove what `atomically` left in a folder when it was killed, of files of these names."""
+    for path in folder.glob(".*-*"):
+        if path.name[1:].rpartition("-")[0] in names:
+            path.unlink()
 
 
 def current_umask() -> int:

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,8 +50,7 @@ def run(options: argparse.Namespace) -> None:
         ValueError, OSError: A user's mistake.
     """
     check(options)
-    names = [name for name in PICTURES if getattr(options, name) and not (name == "style" and is_style_file(options))]
-    pictures = {name: open_picture(option(name), getattr(options, name)) for name in names}
+    pictures = {name: open_picture(option(name), path) for name, path in picture_paths(options).items()}
     given = fit(pictures, options.size)
     paths = output_paths(options.output, len(options.prompt) * options.num_images)
     bars = sys.stderr.isatty() and not options.quiet
@@ -74,8 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
     common = describe(options, pictures, pipe, model, adapter, kept, arguments)
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
-        own = {"index": index, "prompt": options.prompt[index // options.num_images], "seed": options.seed + index}
-        recipe.write(image, path, {**common, "size": list(image.size), "picture": own})
+        keep(image, path, options, common, index)
         print(path)
 
 
@@ -97,6 +95,12 @@ def is_style_file(options: argparse.Namespace) -> bool:
     return Path(options.style).suffix == ".safetensors"
 
 
+def picture_paths(options: argparse.Namespace) -> dict[str, str]:
+    """Name the picture files that the options give; a style file is none."""
+    names = [name for name in PICTURES if name != "style" or not is_style_file(options)]
+    return {name: getattr(options, name) for name in names if getattr(options, name)}
+
+
 def load_style(path: str) -> tuple[Any, dict[str, Any]]:
     """Read a style file: the style, and what the recipe keeps of it."""
     from instantstyle.style import Style
@@ -107,8 +111,7 @@ def load_style(path: str) -> tuple[Any, dict[str, Any]]:
         style = Style.load(path)
     except ValueError as error:
         raise ValueError(f"--style: {error}") from error
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return style, {"file": Path(path).name, "sha256": digest, "recipe": asdict(style.recipe)}
+    return style, {**describe_file("--style", path), "recipe": asdict(style.recipe)}
 
 
 def check_family(options: argparse.Namespace, style: Any, model: models.Model) -> None:
@@ -151,16 +154,30 @@ def open_picture(name: str, path: str) -> Picture:
         ValueError: It is not a picture, or is damaged.
         OSError: It cannot be read.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise OSError(f"{name}: {path}: {error.strerror}.") from error
+    described = describe_file(name, path)
     try:
         image = Image.open(path)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {path} is not a picture that can be read ({type(error).__name__}).") from error
-    return Picture(image, Path(path).name, hashlib.sha256(content).hexdigest())
+    return Picture(image, **described)
+
+
+def describe_file(name: str, path: str) -> dict[str, str]:
+    """Say what the recipe keeps of a file: its name and its fingerprint.
+
+    Args:
+        name: The option that gave it, for errors.
+        path: The file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(f"{name}: {path}: {error.strerror}.") from error
+    return {"file": Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def fit(pictures: dict[str, Picture], size: tuple[int, int] | None) -> dict[str, Image.Image]:
@@ -217,9 +234,12 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
 
     device = find_device(options.device)
     check_offload(options.offload, device)
+    check_device_map(options, model)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
     variant = getattr(instantstyle, variant_name(options, model.family))
     parts = {"controlnet": load_controlnet(options.controlnet, dtype)} if options.controlnet else {}
+    if options.device_map is not None:
+        parts["device_map"] = options.device_map
     from_source = variant.from_single_file if model.single_file else variant.from_pretrained
     with about("--model", model.label):
         pipe = from_source(model.source, dtype=dtype, **parts)
@@ -235,6 +255,8 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
     if options.content_encoder is not None:
         with about("--content-encoder", options.content_encoder):
             pipe.load_content_encoder(options.content_encoder)
+    if options.device_map is not None:
+        return pipe
     if options.offload == "none":
         return pipe.to(device)
     getattr(pipe, f"enable_{options.offload}_cpu_offload")(device=device)
@@ -275,6 +297,18 @@ def check_offload(offload: str, device: Any) -> None:
         raise ValueError(f"--offload {offload} needs an accelerator, but --device is cpu.")
 
 
+def check_device_map(options: argparse.Namespace, model: models.Model) -> None:
+    """Refuse to spread over devices what is placed in another way, or cannot be spread."""
+    if options.device_map is None:
+        return
+    if options.offload != "none" or options.device is not None:
+        other = "--device" if options.device is not None else "--offload"
+        raise ValueError(f"--device-map {options.device_map} places the model itself; leave {other} out.")
+    if options.controlnet is not None or model.single_file:
+        what = "--controlnet" if options.controlnet is not None else "--model, which is a single file"
+        raise ValueError(f"--device-map: diffusers cannot spread {what}; leave --device-map out, or see --offload.")
+
+
 def variant_name(options: argparse.Namespace, family: str) -> str:
     """Name the pipeline for the pictures that were given."""
     kind = "Inpaint" if options.mask else "Img2Img" if options.image else ""
@@ -309,7 +343,7 @@ def call_arguments(
     total = len(options.prompt) * options.num_images
     arguments: dict[str, Any] = {
         "prompt": options.prompt,
-        "negative_prompt": options.negative and [options.negative] * len(options.prompt),
+        "negative_prompt": None if options.negative is None else [options.negative] * len(options.prompt),
         "num_images_per_prompt": options.num_images,
         "num_inference_steps": options.steps,
         "guidance_scale": options.guidance,
@@ -324,14 +358,17 @@ def call_arguments(
         arguments["width"], arguments["height"] = size
     if options.content is not None:
         arguments |= {"neg_content_prompt": options.content, "neg_content_scale": options.content_scale}
-    for name, value in (
-        ("strength", options.strength),
-        ("controlnet_conditioning_scale", options.controlnet_scale),
-    ):
-        # The recipe shall say what was used, so the pipeline's own default is written down too.
-        if name in known:
-            arguments[name] = known[name].default if value is None else value
-    return arguments
+    return arguments | strengths(options, type(pipe))
+
+
+def strengths(options: argparse.Namespace, variant: Any) -> dict[str, float]:
+    """Put the strengths that a pipeline class has in the words of its call.
+
+    The recipe shall say what was used, so where the options leave it, the class's own default is written down too.
+    """
+    known = inspect.signature(variant.__call__).parameters
+    values = {"strength": options.strength, "controlnet_conditioning_scale": options.controlnet_scale}
+    return {name: known[name].default if value is None else value for name, value in values.items() if name in known}
 
 
 def picture_arguments(options: argparse.Namespace, given: dict[str, Image.Image]) -> dict[str, Image.Image]:
@@ -352,31 +389,61 @@ def describe(
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the recipe that all pictures of this run share: names and fingerprints, but no local path."""
+    files = {name: {"file": picture.file, "sha256": picture.sha256} for name, picture in pictures.items()}
+    return {
+        "versions": versions(),
+        **asked(options, model, adapter, files if style is None else {**files, "style": style}, arguments),
+        "device": pipe._execution_device.type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "offload": options.offload,
+    }
+
+
+def asked(
+    options: argparse.Namespace,
+    model: models.Model,
+    adapter: models.Adapter | None,
+    files: Mapping[str, Mapping[str, Any]],
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the part of the recipe that can be known before anything is loaded.
+
+    Args:
+        options: What the user asked for.
+        model: The model.
+        adapter: The adapter; None with a style file.
+        files: What is kept of each file that was given, by option.
+        arguments: At least what `strengths` gives.
+    """
     labels = {
         name: models.label_of(value) if (value := getattr(options, name)) else None
         for name in ("controlnet", "content_encoder")
     }
     return {
-        "versions": versions(),
-        "pipeline": type(pipe).__name__,
+        "pipeline": variant_name(options, model.family),
         "model": model.label,
         "adapter": adapter.label if adapter else None,
         **labels,
         "prompts": options.prompt,
         "negative": options.negative,
-        **{name: {"file": picture.file, "sha256": picture.sha256} for name, picture in pictures.items()},
-        **({} if style is None else {"style": style}),
+        **files,
         "content": options.content,
         "content_scale": options.content_scale if options.content is not None else None,
-        "target_blocks": target_blocks(options) if style is None else None,
+        "target_blocks": target_blocks(options) if adapter else None,
         "scale": options.scale,
         "seed": options.seed,
         "steps": options.steps,
         "guidance": options.guidance,
         "num_images": options.num_images,
+        "asked_size": options.size,
         "strength": arguments.get("strength"),
         "controlnet_scale": arguments.get("controlnet_conditioning_scale"),
-        "device": pipe._execution_device.type,
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "offload": options.offload,
     }
+
+
+def keep(
+    image: Image.Image, path: Path, options: argparse.Namespace, common: Mapping[str, Any], index: int = 0
+) -> None:
+    """Save the picture of this index with its recipe."""
+    own = {"index": index, "prompt": options.prompt[index // options.num_images], "seed": options.seed + index}
+    recipe.write(image, path, {**common, "size": list(image.size), "picture": own})
