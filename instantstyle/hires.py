@@ -138,9 +138,9 @@ def enable_hidiffusion(pipe: Any) -> None:
     if not hasattr(getattr(pipe, "unet", None), "config") or hasattr(pipe, "adapter"):
         raise TypeError(f"`pipe` must have a UNet and no T2I-Adapter, but is {type(pipe).__name__}.")
     unet = bare_unet(pipe)
-    name, module = table(unet.config), load_library()
+    name, library = table(unet.config), load_library()
     disable_hidiffusion(pipe)
-    enabled = _Enabled(pipe, unet, name, module)
+    enabled = _Enabled(pipe, unet, name, library)
     if any("forward" in vars(part) or hasattr(part, "base_layer") for part in enabled.swapped):
         enabled.undo()
         raise ValueError(
@@ -173,13 +173,15 @@ class DiffusionPipeline:
 class _Enabled:
     """HiDiffusion on one UNet: what was there before, and hooks that keep the library right."""
 
-    def __init__(self, pipe: Any, unet: Any, name: str, module: Any):
-        self.pipe, self.unet, self.module = pipe, unet, module
+    def __init__(self, pipe: Any, unet: Any, name: str, library: Any):
+        self.pipe, self.unet, self.library = pipe, unet, library
         kept = {part: {key: vars(part)[key] for key in WRITTEN if key in vars(part)} for part in unet.modules()}
         self.before = {part: values for part, values in kept.items() if values}
-        module.apply_hidiffusion(DiffusionPipeline(pipe, unet, name))
+        library.apply_hidiffusion(DiffusionPipeline(pipe, unet, name))
         self.swapped = [part for part in unet.modules() if hasattr(type(part), "_parent")]
-        self.schedule, self.steps, self.random = None, 0, None
+        self.schedule: Any = None
+        self.random: Any = None
+        self.steps = 0
         nets = _controlnets(pipe)
         # What the library reads off the pipeline's name and its own pipelines.
         unet.info["is_playground"] = "playground" in (pipe.name_or_path or "")
@@ -192,7 +194,7 @@ class _Enabled:
 
     def undo(self) -> None:
         """Put everything back: the library's own removal leaves attributes behind."""
-        self.module.remove_hidiffusion(self.unet)
+        self.library.remove_hidiffusion(self.unet)
         for handle in self.handles:
             handle.remove()
         for part in self.unet.modules():
