@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instantstyle.applying import applied
+    from instantstyle.hires import disable_hidiffusion, enable_hidiffusion
     from instantstyle.pipelines import (
         StableDiffusionInstantStyleControlNetImg2ImgPipeline,
         StableDiffusionInstantStyleControlNetInpaintPipeline,
@@ -47,6 +48,8 @@ __all__ = [
     "Style",
     "applied",
     "attention_blocks",
+    "disable_hidiffusion",
+    "enable_hidiffusion",
     "presets",
     "remove_content",
     "with_instantstyle",
@@ -57,5 +60,8 @@ def __getattr__(name: str) -> Any:
     # Imported when first asked for: the command line answers `--help` without waiting for diffusers.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = ("pipeline_instantstyle", "instantstyle.pipelines", "instantstyle.style", "instantstyle.applying")
+    homes = (
+        "pipeline_instantstyle",
+        *(f"instantstyle.{home}" for home in ("pipelines", "style", "applying", "hires")),
+    )
     return next(getattr(module, name) for module in map(import_module, homes) if hasattr(module, name))

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from instantstyle.console import one_line
-from instantstyle.reading import content_scale, count, fraction, number, numbers, seed, size, targets
+from instantstyle.fast import GUIDANCE, RECIPES, STEPS
+from instantstyle.reading import content_scale, count, enlargement, fraction, number, numbers, seed, size, targets
 from instantstyle.version import __version__
 
 
@@ -22,6 +23,8 @@ ONLY_TEXT_TO_IMAGE = {
     "mask": None,
     "controlnet": None,
     "device_map": None,
+    "fast": None,
+    "vae_tiling": False,
     "target_blocks": [("all", 1.0)],
 }
 
@@ -275,7 +278,9 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None, device_map=None)
+    parser.set_defaults(
+        scale=1.0, image=None, mask=None, controlnet=None, device_map=None, fast=None, vae_tiling=False
+    )
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -299,6 +304,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--num-images", type=count, default=1, metavar="N", help="pictures per prompt; default: %(default)s"
     )
     add_pictures(parser.add_argument_group("other pictures"))
+    add_large(parser.add_argument_group("large pictures"))
     add_machine(parser.add_argument_group("models and machine"), spread=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
@@ -318,7 +324,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser.add_argument_group("other pictures"))
     add_machine(parser.add_argument_group("models and machine"), spread=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(num_images=1)
+    parser.set_defaults(num_images=1, hires=False, upscale=None, upscale_strength=None, vae_tiling=False)
 
 
 def add_style(group: argparse._ArgumentGroup, required: bool) -> None:
@@ -354,8 +360,19 @@ def add_content(group: argparse._ArgumentGroup) -> None:
 def add_sampling(group: argparse._ArgumentGroup) -> None:
     """Add what steers the sampler."""
     group.add_argument("--negative", metavar="TEXT", help="negative prompt")
-    group.add_argument("--steps", type=count, default=30, metavar="N", help="default: %(default)s")
-    group.add_argument("--guidance", type=number, default=5.0, metavar="X", help="default: %(default)s")
+    group.add_argument("--steps", type=count, metavar="N", help=f"default: {STEPS}, or what --fast says")
+    group.add_argument("--guidance", type=number, metavar="X", help=f"default: {GUIDANCE}, or what --fast says")
+    group.add_argument(
+        "--fast",
+        choices=RECIPES,
+        metavar="NAME",
+        help=f"paint in few steps, with the weights and settings of {', '.join(RECIPES)}",
+    )
+    group.add_argument(
+        "--fast-weights",
+        metavar="WHERE",
+        help="a LoRA or a UNet in place of the published one: a file, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE]",
+    )
     group.add_argument(
         "--size", type=size, metavar="WxH", help="in pixels, or one number for a square; default: the model's"
     )
@@ -369,6 +386,18 @@ def add_pictures(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--controlnet", metavar="MODEL", help='a folder, a Hub repository, or "tiny"')
     group.add_argument("--control-image", metavar="FILE", help="the ControlNet's picture, such as edges")
     group.add_argument("--controlnet-scale", type=number, metavar="X", help="strength of the ControlNet")
+
+
+def add_large(group: argparse._ArgumentGroup) -> None:
+    """Add what helps beyond the size that the model was trained on."""
+    group.add_argument("--hires", action="store_true", help="paint a large --size in one pass, by HiDiffusion")
+    group.add_argument(
+        "--upscale", type=enlargement, metavar="X", help="paint, enlarge by X, and paint over in the same style"
+    )
+    group.add_argument(
+        "--upscale-strength", type=fraction, metavar="X", help="how much is painted over, 0 to 1; default: 0.3"
+    )
+    group.add_argument("--vae-tiling", action="store_true", help="decode in tiles, which takes less memory")
 
 
 def add_machine(group: argparse._ArgumentGroup, spread: bool = False) -> None:

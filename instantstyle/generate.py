@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from instantstyle import models, recipe
+from instantstyle import fast, hires, models, recipe, upscale
 from instantstyle.console import calm
 from instantstyle.files import check_output
 from instantstyle.reading import PIXELS
@@ -29,6 +29,8 @@ NEEDS = {
     "control_image": "controlnet",
     "controlnet": "control_image",
     "controlnet_scale": "controlnet",
+    "fast_weights": "fast",
+    "upscale_strength": "upscale",
 }
 ENCODED = ("content", "target_blocks", "adapter", "content_encoder")  # what a style file has behind it
 PICTURES = ("style", "image", "mask", "control_image")
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
         style, kept = load_style(options.style) if is_style_file(options) else (None, None)
         model = models.find_model(options.model)
         check_family(options, style, model)
+        check_hires(options, model)
         adapter = None
         if style is None:
             adapter = models.find_adapter(options.adapter, model)
@@ -68,8 +71,12 @@ def run(options: argparse.Namespace) -> None:
         pipe = load(options, model, adapter)
         pipe.set_progress_bar_config(disable=not bars)
         warn_of_unknown_words(model, [*options.prompt, options.negative or "", options.content or ""])
+        if options.hires:
+            hires.enable_hidiffusion(pipe)
         arguments = call_arguments(options, pipe, given, style)
         images = pipe(**arguments).images
+        if options.upscale is not None:
+            images = upscale.repaint(options, pipe, model.family, given, style, images)
 
     common = describe(options, pictures, pipe, model, adapter, kept, arguments)
     for index, (image, path) in enumerate(zip(images, paths, strict=True)):
@@ -88,6 +95,9 @@ def check(options: argparse.Namespace) -> None:
                 f"{option(name)} is for a reference picture, but --style {options.style} is encoded already; "
                 f"give {option(name)} to `instantstyle encode`."
             )
+    fast.check(options)
+    hires.check(options)
+    upscale.check(options)
 
 
 def is_style_file(options: argparse.Namespace) -> bool:
@@ -126,6 +136,14 @@ def check_family(options: argparse.Namespace, style: Any, model: models.Model) -
 def option(name: str) -> str:
     """Write an option as it is typed."""
     return "--" + name.replace("_", "-")
+
+
+def check_hires(options: argparse.Namespace, model: models.Model) -> None:
+    """Refuse --hires for a UNet that HiDiffusion does not know, and without its library, before anything is loaded."""
+    if options.hires:
+        with about("--hires", model.label):
+            hires.table(model.unet)
+            hires.load_library()
 
 
 def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
@@ -235,6 +253,7 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
     device = find_device(options.device)
     check_offload(options.offload, device)
     check_device_map(options, model)
+    weights = find_fast_weights(options, model.family)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
     variant = getattr(instantstyle, variant_name(options, model.family))
     parts = {"controlnet": load_controlnet(options.controlnet, dtype)} if options.controlnet else {}
@@ -243,6 +262,11 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
     from_source = variant.from_single_file if model.single_file else variant.from_pretrained
     with about("--model", model.label):
         pipe = from_source(model.source, dtype=dtype, **parts)
+    if options.fast is not None:
+        with about("--fast", options.fast):
+            fast.apply(pipe, fast.RECIPES[options.fast], weights)
+    if options.vae_tiling:
+        pipe.vae.enable_tiling()
     if adapter is not None:
         pipe.load_ip_adapter(
             adapter.source,
@@ -261,6 +285,14 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
         return pipe.to(device)
     getattr(pipe, f"enable_{options.offload}_cpu_offload")(device=device)
     return pipe
+
+
+def find_fast_weights(options: argparse.Namespace, family: str) -> Path | None:
+    """Find what --fast puts on the UNet."""
+    if options.fast is None:
+        return None
+    with about("--fast", options.fast):
+        return fast.find_weights(fast.RECIPES[options.fast], family, options.fast_weights)
 
 
 @contextmanager
@@ -341,12 +373,14 @@ def call_arguments(
     import torch
 
     total = len(options.prompt) * options.num_images
+    steps, guidance = fast.sampling(options)
     arguments: dict[str, Any] = {
         "prompt": options.prompt,
         "negative_prompt": None if options.negative is None else [options.negative] * len(options.prompt),
         "num_images_per_prompt": options.num_images,
-        "num_inference_steps": options.steps,
-        "guidance_scale": options.guidance,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        **fast.extra_arguments(options),
         # On the CPU, so that a seed means the same noise on every device.
         "generator": [torch.Generator("cpu").manual_seed(options.seed + index) for index in range(total)],
         **({"ip_adapter_image": given["style"]} if style is None else {"style": style, "style_scale": options.scale}),
@@ -419,6 +453,7 @@ def asked(
         name: models.label_of(value) if (value := getattr(options, name)) else None
         for name in ("controlnet", "content_encoder")
     }
+    steps, guidance = fast.sampling(options)
     return {
         "pipeline": variant_name(options, model.family),
         "model": model.label,
@@ -432,12 +467,17 @@ def asked(
         "target_blocks": target_blocks(options) if adapter else None,
         "scale": options.scale,
         "seed": options.seed,
-        "steps": options.steps,
-        "guidance": options.guidance,
+        "fast": fast.describe(options, model.family),
+        "steps": steps,
+        "guidance": guidance,
         "num_images": options.num_images,
         "asked_size": options.size,
         "strength": arguments.get("strength"),
         "controlnet_scale": arguments.get("controlnet_conditioning_scale"),
+        "hires": options.hires,
+        "upscale": options.upscale,
+        "upscale_strength": upscale.strength(options),
+        "vae_tiling": options.vae_tiling,
     }
 
 

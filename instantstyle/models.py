@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,12 @@ def find_model(text: str) -> Model:
 def layout_model(source: str, label: str) -> Model:
     """Describe a model in diffusers' layout, local or on the Hub."""
     unet = read_unet_config(source)
-    family = "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
-    return Model(source=source, label=label, family=family, single_file=False, unet=unet)
+    return Model(source=source, label=label, family=family_of(unet), single_file=False, unet=unet)
+
+
+def family_of(unet: Mapping[str, Any]) -> str:
+    """Tell "sdxl" from "sd15" by the UNet's configuration."""
+    return "sdxl" if unet.get("addition_embed_type") == "text_time" else "sd15"
 
 
 def single_file_model(path: Path) -> Model:
@@ -96,7 +101,7 @@ def single_file_model(path: Path) -> Model:
         raise ValueError(
             f"--model: {path.name} is not a .safetensors file, the only kind of single file that is read."
         )
-    family = "sdxl" if any(name.startswith("conditioner.") for name in tensor_names(path)) else "sd15"
+    family = "sdxl" if any(name.startswith("conditioner.") for name in tensor_names(path, "--model:")) else "sd15"
     unet = read_unet_config(BASE_REPOSITORIES[family])
     return Model(source=str(path), label=path.name, family=family, single_file=True, unet=unet)
 
@@ -108,15 +113,15 @@ def knows_world(model: Model) -> bool:
     return (Path(model.source) / FILE).is_file()
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Read the names in a safetensors file, without its tensors."""
+def tensor_names(path: Path, who: str) -> list[str]:
+    """Read the names in a safetensors file, without its tensors. `who` named it, for errors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"--model: {path.name} is not a safetensors file ({error}).") from error
+        raise ValueError(f"{who} {path.name} is not a safetensors file ({error}).") from error
 
 
 def read_unet_config(source: str) -> dict[str, Any]:
@@ -161,26 +166,54 @@ def find_adapter(text: str | None, model: Model) -> Adapter:
     elif Path(text).is_file():
         path = Path(text)
         return Adapter(source=str(path.parent), subfolder="", weight_name=path.name, label=path.name)
-    source, file = split_adapter(text, ADAPTER_FILES[model.family])
-    if Path(source).is_dir():
-        if not (Path(source) / file).is_file():
-            raise ValueError(f"--adapter: {source} has no {file}; name the file as FOLDER:SUBFOLDER/FILE.")
-    elif not REPOSITORY.fullmatch(source):
-        raise ValueError(
-            f"--adapter: {source!r} is not a folder or file here, nor a Hub repository; "
-            "expected a file, FOLDER[:SUBFOLDER/FILE] or OWNER/NAME[:SUBFOLDER/FILE]."
-        )
+    source, file = find_file("--adapter", text, ADAPTER_FILES[model.family])
     subfolder, _, weight_name = file.rpartition("/")
     name = TINY if source == model.source and model.label == TINY else label_of(source)
     return Adapter(source=source, subfolder=subfolder, weight_name=weight_name, label=f"{name}:{file}")
 
 
-def split_adapter(text: str, default: str) -> tuple[str, str]:
+def find_file(name: str, text: str, default: str) -> tuple[str, str]:
+    """Find a file of weights: FILE, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE].
+
+    Args:
+        name: The option that gave it, for errors.
+        text: What it was given.
+        default: The file in a folder or repository that is named alone.
+
+    Returns:
+        The folder or repository, and the file in it.
+
+    Raises:
+        ValueError: It is neither, or the folder has no such file.
+    """
+    if Path(text).is_file():
+        return str(Path(text).parent), Path(text).name
+    source, file = split_file(text, default)
+    if Path(source).is_dir():
+        if not (Path(source) / file).is_file():
+            raise ValueError(f"{name}: {source} has no {file}; name the file as FOLDER:SUBFOLDER/FILE.")
+    elif not REPOSITORY.fullmatch(source):
+        raise ValueError(
+            f"{name}: {source!r} is not a folder or file here, nor a Hub repository; "
+            "expected a file, FOLDER[:SUBFOLDER/FILE] or OWNER/NAME[:SUBFOLDER/FILE]."
+        )
+    return source, file
+
+
+def split_file(text: str, default: str) -> tuple[str, str]:
     """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source."""
     source, colon, file = text.rpartition(":")
     if colon and file.endswith((".safetensors", ".bin")):
         return source, file
     return text, default
+
+
+def label_of_file(text: str, default: str) -> str:
+    """Name a file of weights as `find_file` takes it, without its local path."""
+    if Path(text).is_file():
+        return Path(text).name
+    source, file = split_file(text, default)
+    return f"{label_of(source)}:{file}"
 
 
 def label_of(source: str) -> str:

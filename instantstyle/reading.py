@@ -33,6 +33,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def enlargement(text: str) -> float:
+    """Read a number above 1."""
+    value = number(text)
+    if value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 1, got {text!r}")
+    return value
+
+
 def content_scale(text: str) -> float | str:
     """Read a number or "auto"."""
     return text if text == "auto" else number(text)

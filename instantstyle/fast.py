@@ -1,0 +1,274 @@
+"""Few steps: distilled models, sampled as their makers say. `--fast NAME`, or `apply` in Python."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instantstyle import models
+
+
+STEPS, GUIDANCE = 30, 5.0  # without a recipe
+ADAPTER = "fast"  # what the LoRA is called until it is fused
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+DOWN = ("lora_down.weight", "lora.down.weight", "lora_A.weight")  # one for each layer of a LoRA, by layout
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a distilled model is sampled.
+
+    Attributes:
+        name: What `--fast` calls it.
+        weights: Family -> the LoRA or UNet that was published for it, as REPOSITORY:FILE. None where the model itself
+            is the distilled one.
+        scheduler: The scheduler's class in diffusers.
+        steps: The number of steps.
+        guidance: The guidance scale; 1 and less is none.
+        settings: What changes in the scheduler's configuration.
+        eta: How much noise each step adds, for schedulers that ask the call for it.
+    """
+
+    name: str
+    weights: Mapping[str, str | None]
+    scheduler: str
+    steps: int
+    guidance: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    eta: float | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the pipeline's call needs: `pipe(prompt, **recipe.arguments)`."""
+        eta = {} if self.eta is None else {"eta": self.eta}
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance, **eta}
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+def _lightning(steps: int) -> Recipe:
+    """SDXL-Lightning (arXiv 2402.13929)."""
+    file = f"ByteDance/SDXL-Lightning:sdxl_lightning_{steps}step_lora.safetensors"
+    return Recipe(f"lightning-{steps}", {"sdxl": file}, "EulerDiscreteScheduler", steps, 0.0, TRAILING)
+
+
+def _hyper(name: str, file: str, steps: int, guidance: float = 0.0) -> Recipe:
+    """Hyper-SD (arXiv 2404.13686)."""
+    return Recipe(name, _hyper_weights(file), "DDIMScheduler", steps, guidance, TRAILING)
+
+
+def _hyper_weights(file: str) -> dict[str, str | None]:
+    families = {"sdxl": "SDXL", "sd15": "SD15"}
+    return {family: f"ByteDance/Hyper-SD:Hyper-{name}-{file}-lora.safetensors" for family, name in families.items()}
+
+
+# LCM-LoRA (arXiv 2311.05556)
+LCM: dict[str, str | None] = {
+    "sdxl": "latent-consistency/lcm-lora-sdxl:pytorch_lora_weights.safetensors",
+    "sd15": "latent-consistency/lcm-lora-sdv1-5:pytorch_lora_weights.safetensors",
+}
+
+# From the model cards of the weights, and for LCM and Turbo from diffusers' documentation.
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        *map(_lightning, (2, 4, 8)),
+        Recipe("hyper-1", _hyper_weights("1step"), "TCDScheduler", 1, 0.0, eta=1.0),
+        _hyper("hyper-2", "2steps", 2),
+        _hyper("hyper-4", "4steps", 4),
+        _hyper("hyper-8", "8steps", 8),
+        _hyper("hyper-8-cfg", "8steps-CFG", 8, guidance=5.0),
+        _hyper("hyper-12-cfg", "12steps-CFG", 12, guidance=5.0),
+        Recipe("lcm", LCM, "LCMScheduler", 4, 1.0),
+        Recipe("turbo", {"sdxl": None}, "EulerAncestralDiscreteScheduler", 1, 0.0, TRAILING),  # arXiv 2311.17042
+    )
+}
+
+
+# On the command line
+
+
+def sampling(options: argparse.Namespace) -> tuple[int, float]:
+    """Steps and guidance: what was asked for, else what --fast says, else the usual."""
+    recipe = RECIPES.get(options.fast)
+    steps, guidance = (recipe.steps, recipe.guidance) if recipe else (STEPS, GUIDANCE)
+    return options.steps or steps, guidance if options.guidance is None else options.guidance
+
+
+def extra_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What --fast has the call told besides steps and guidance."""
+    recipe = RECIPES.get(options.fast)
+    return {} if recipe is None or recipe.eta is None else {"eta": recipe.eta}
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a negative prompt that a recipe without guidance would not see."""
+    guidance = sampling(options)[1]
+    if options.fast is not None and options.negative is not None and guidance <= 1:
+        raise ValueError(
+            f"--negative says nothing at guidance {guidance:g}, which is what --fast {options.fast} has; leave it "
+            "out, or give a --guidance above 1."
+        )
+
+
+def describe(options: argparse.Namespace, family: str) -> dict[str, Any] | None:
+    """What a picture's recipe keeps of --fast, beside steps and guidance."""
+    if options.fast is None:
+        return None
+    recipe = RECIPES[options.fast]
+    text = options.fast_weights or recipe.weights[family]
+    return {
+        "name": recipe.name,
+        "weights": text and models.label_of_file(text, _default_file(recipe, family)),
+        "scheduler": recipe.scheduler,
+        "settings": dict(recipe.settings),
+        "eta": recipe.eta,
+    }
+
+
+# The weights
+
+
+def find_weights(recipe: Recipe, family: str, given: str | None = None) -> Path | None:
+    """Find the file that a recipe puts on the UNet, and fetch it if it is on the Hub.
+
+    Args:
+        recipe: The recipe.
+        family: "sdxl" or "sd15".
+        given: What to take in place of the published file: a file, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE].
+
+    Returns:
+        The file; None where the model itself is the distilled one.
+
+    Raises:
+        ValueError: There is none for this family, the file is not there or not safetensors, or peft is missing.
+        OSError: The Hub cannot be reached, or has no such file.
+    """
+    if given is None and family not in recipe.weights:
+        fitting = ", ".join(name for name, other in RECIPES.items() if family in other.weights)
+        raise ValueError(
+            f"`recipe` is made for {', '.join(recipe.weights)}, not for {family}; take {fitting}, or give weights."
+        )
+    text = given or recipe.weights[family]
+    if text is None:
+        return None
+    path = _fetch(*models.find_file("--fast-weights", text, _default_file(recipe, family)))
+    if is_lora(path) and importlib.util.find_spec("peft") is None:
+        raise ValueError('a LoRA is loaded with peft, which is missing: pip install "instantstyle[fast]"')
+    return path
+
+
+def _default_file(recipe: Recipe, family: str) -> str:
+    return (recipe.weights.get(family) or "").partition(":")[2] or UNET_FILE
+
+
+def _fetch(source: str, file: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source, file)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, file))
+    except OSError as error:
+        raise OSError(f"{source}:{file} cannot be fetched: {error}") from error
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a file holds a LoRA rather than a whole UNet, by the names of its tensors.
+
+    Raises:
+        ValueError: It is not a safetensors file.
+    """
+    return any("lora" in name for name in models.tensor_names(path, "`weights`"))
+
+
+# On a pipeline
+
+
+def apply(pipe: Any, recipe: Recipe, weights: Path | None = None) -> None:
+    """Put a recipe's weights and scheduler on a pipeline, for good. Steps and guidance are `recipe.arguments`.
+
+    A LoRA is fused into the weights, as its makers do it: then it costs no time, and an IP-Adapter, loaded before or
+    after, stays what it is.
+
+    Args:
+        pipe: A pipeline of the SDXL or SD1.5 family.
+        recipe: One of `RECIPES`.
+        weights: A file to take in place of the published one: a LoRA, or a UNet in diffusers' layout.
+
+    Raises:
+        ValueError: The weights do not fit the UNet, `pipe` has LoRAs already, or see `find_weights`. Nothing is
+            changed then.
+        OSError: The published file cannot be fetched.
+    """
+    import diffusers
+
+    if weights is None:
+        weights = find_weights(recipe, models.family_of(pipe.unet.config))
+    if weights is not None:
+        put = _put_lora if is_lora(weights) else _put_unet
+        put(pipe, weights.name, _read(weights))
+    scheduler = getattr(diffusers, recipe.scheduler)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **recipe.settings)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"`weights` {path.name} holds values that are not finite in {name!r}.")
+    return tensors
+
+
+def _put_lora(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
+    if pipe.get_list_adapters():
+        raise ValueError("`pipe` has LoRAs already, which would be fused along with this one. Apply the recipe first.")
+    try:
+        with _silent():  # diffusers remarks on every tower that a LoRA leaves out
+            pipe.load_lora_weights(tensors, adapter_name=ADAPTER)
+        layers, found = sum(key.endswith(DOWN) for key in tensors), _lora_layers(pipe)
+        if found != layers:
+            raise ValueError(f"of its {layers} layers {found} are in this model")
+        pipe.fuse_lora()
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"`weights` {name} does not fit the model: {reason}.") from error
+    finally:
+        pipe.unload_lora_weights()  # fused, it is in the weights
+
+
+def _lora_layers(pipe: Any) -> int:
+    towers = [part for part in pipe.components.values() if hasattr(part, "modules")]
+    return sum(ADAPTER in getattr(module, "lora_A", ()) for tower in towers for module in tower.modules())
+
+
+def _put_unet(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
+    from pipeline_instantstyle import bare_unet, lifted
+
+    unet = bare_unet(pipe)
+    with lifted(unet):
+        expected = {(key, tensor.shape) for key, tensor in unet.state_dict().items()}
+        wrong = expected ^ {(key, tensor.shape) for key, tensor in tensors.items()}
+        if wrong:
+            raise ValueError(f"`weights` {name} does not fit the UNet, as in {min(wrong)[0]!r}.")
+        unet.load_state_dict(tensors)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

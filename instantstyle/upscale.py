@@ -1,0 +1,72 @@
+"""A second pass: pictures are enlarged and painted over in the same style, for details that were not there before."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from instantstyle import fast
+from instantstyle.reading import PIXELS
+
+
+STRENGTH = 0.3
+
+
+def strength(options: argparse.Namespace) -> float | None:
+    """How much of the enlarged picture is painted over; None without --upscale."""
+    if options.upscale is None:
+        return None
+    return STRENGTH if options.upscale_strength is None else options.upscale_strength
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a second pass without a step, before the first."""
+    part, (steps, _) = strength(options), fast.sampling(options)
+    if part is not None and int(steps * part) < 1:
+        raise ValueError(f"--upscale-strength {part:g} of {steps} steps leaves none; give more of either.")
+
+
+def repaint(
+    options: argparse.Namespace,
+    pipe: Any,
+    family: str,
+    given: dict[str, Image.Image],
+    style: Any,
+    pictures: Sequence[Image.Image],
+) -> list[Image.Image]:
+    """Make of each picture what `generate --image` would make of it enlarged, from the picture's own seed.
+
+    Args:
+        options: Those of `generate`.
+        pipe: The pipeline that painted; the second pass shares its parts.
+        family: "sdxl" or "sd15".
+        given: The pictures that were given, by option.
+        style: The encoded style in place of a reference, or None.
+        pictures: What was painted.
+    """
+    import instantstyle
+    from instantstyle import generate  # which imports this file
+
+    again = {**vars(options), "image": "enlarged", "strength": strength(options), "num_images": 1}
+    variant = getattr(instantstyle, generate.variant_name(argparse.Namespace(**again), family))
+    second = variant.from_pipe(pipe, dtype=pipe.dtype)
+    second.set_progress_bar_config(**pipe._progress_bar_config)
+    painted: list[Image.Image] = []
+    for index, picture in enumerate(pictures):
+        prompt = options.prompt[index // options.num_images]
+        own = argparse.Namespace(**{**again, "prompt": [prompt], "seed": options.seed + index})
+        larger = enlarge({**given, "image": picture}, options.upscale)
+        painted += second(**generate.call_arguments(own, second, larger, style)).images
+    return painted
+
+
+def enlarge(given: dict[str, Image.Image], factor: float) -> dict[str, Image.Image]:
+    """Enlarge the picture and bring all others to its size; the reference stays as it is."""
+    width, height = (round(side * factor / PIXELS) * PIXELS for side in given["image"].size)
+    return {
+        name: image if name == "style" else image.resize((width, height), Image.Resampling.LANCZOS)
+        for name, image in given.items()
+    }
