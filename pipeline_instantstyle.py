@@ -668,6 +668,12 @@ def _linear(weight: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
+def scales_at(layer: str, state: AdapterState, targets: Sequence[Mapping[str, Scale]]) -> list[Scale]:
+    """What each adapter's image tokens are multiplied by in a layer, with these targets."""
+    both = zip(targets, state.scales, strict=True)
+    return [_times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
+
+
 def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Any) -> None:
     """Put the scales of these targets, and the projections fetched for them, on the UNet."""
     processors = ip_processors(unet)
@@ -675,8 +681,7 @@ def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, in
         device = next(_attention(unet, layer).parameters()).device
         processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = (linear.to(device) for linear in pair)
     for layer, processor in processors.items():
-        both = zip(targets, state.scales, strict=True)
-        processor.scale = [_times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
+        processor.scale = scales_at(layer, state, targets)
 
 
 def drop_muted(unet: Any, state: AdapterState) -> None:
@@ -760,6 +765,11 @@ def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
                 f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
                 f"its content removed. Pass `style` or `{name}`; `encode_style` makes a style of a reference."
             )
+
+
+def _check_style_scale(style: Any, scale: Any) -> None:
+    if style is None and scale != 1.0:
+        raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
 
 
 def _package(module: str, what: str) -> Any:
@@ -1057,25 +1067,14 @@ class InstantStyleMixin(_Host):
             "neg_content_embeds": neg_content_embeds,
             "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
         }
+        _check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
                 stack.enter_context(_package("applying", "`style`").worn(self, style, style_scale))
-            elif style_scale != 1.0:
-                raise ValueError(f"`style_scale` is {style_scale!r}, but there is no `style`. Pass one.")
             state = adapter_state(unet)
-            standing = None if state is None else state.standing
-            if standing is not None:
-                amount = None if neg_content_scale == 1.0 else neg_content_scale
-                _refuse_beside_style(arguments | ours | {"target_blocks": target_blocks, "neg_content_scale": amount})
-            call = self._read_call(arguments, state, neg_content_scale=neg_content_scale, **ours)
-            targets = None if target_blocks is None else _resolve_each(target_blocks, unet, state)
-            if standing is not None:
-                arguments["ip_adapter_image_embeds"] = call.embeds = standing(call.prompts)
-            masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
-            _check_masks(masks, call, state, targets or (state.targets if state else []))
-            if state is not None and not call.referenced:
-                targets = [{} for _ in state.targets]
-                arguments["ip_adapter_image_embeds"] = _placeholders(state)
+            call, targets = self._plan_call(arguments, state, target_blocks, neg_content_scale, **ours)
+            if state is not None and call.pictures is None:
+                arguments["ip_adapter_image_embeds"] = call.embeds or _placeholders(state)
             arguments |= _cut_with_guidance(arguments, call)
             stack.enter_context(_processors_kept(unet))
             if state is not None and targets is not None:
@@ -1083,6 +1082,29 @@ class InstantStyleMixin(_Host):
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
             self._instantstyle_call = call
             return super().__call__(**arguments)
+
+    def _plan_call(
+        self,
+        arguments: Mapping[str, Any],
+        state: AdapterState | None,
+        target_blocks: Any,
+        neg_content_scale: float | str,
+        **ours: Any,
+    ) -> tuple[_Call, list[dict[str, Scale]] | None]:
+        """What a call asks for, checked, and its targets where they are not those in force. Nothing is changed."""
+        standing = None if state is None else state.standing
+        if standing is not None:
+            amount = None if neg_content_scale == 1.0 else neg_content_scale
+            _refuse_beside_style({**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": amount})
+        call = self._read_call(arguments, state, neg_content_scale=neg_content_scale, **ours)
+        targets = None if target_blocks is None else _resolve_each(target_blocks, self._bare_unet, state)
+        if standing is not None:
+            call.embeds = standing(call.prompts)
+        masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
+        _check_masks(masks, call, state, targets or (state.targets if state else []))
+        if state is not None and not call.referenced:
+            targets = [{} for _ in state.targets]
+        return call, targets
 
     def _read_call(
         self,
@@ -1106,8 +1128,8 @@ class InstantStyleMixin(_Host):
         )
         if call.pictures is not None and self._component("image_encoder") is None:
             raise ValueError(
-                "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass "
-                "`ip_adapter_image_embeds`."
+                "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass its "
+                "embeddings."
             )
         self._check_content(call, state)
         return call

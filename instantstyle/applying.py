@@ -113,21 +113,27 @@ def worn(pipe: Any, style: Any, scale: Any, name: str = "style_scale") -> Iterat
     Arguments and errors are those of `applied`; `name` is what errors call `scale`.
     """
     unet = bare_unet(pipe)
-    state = adapter_state(unet)
-    if state is not None and state.standing is not None:
-        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
-    arrangement = arrange(style, scale, name)
-    check_fit(dict.fromkeys(one for row in arrangement for one, _ in row), unet)
-    tables = [build_tables([row[i] for row in arrangement]) for i in range(len(arrangement[0]))]
+    state, processors = dress(unet, style, scale, name, pipe._execution_device)
     with ExitStack() as stack:
         if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
             stack.callback(vars(unet).pop, "_instantstyle", None)
         stack.enter_context(lifted(unet))
-        state, processors = build(unet, tables, pipe._execution_device)
-        state.standing = row_numbers(len(arrangement) if isinstance(style, list) else None, len(tables))
         stack.callback(detach, unet, state)
         attach(unet, state, processors)
         yield
+
+
+def dress(unet: Any, style: Any, scale: Any, name: str, device: torch.device) -> tuple[AdapterState, dict[str, Any]]:
+    """What `worn` puts on a UNet: the state and the processors. Nothing is changed; errors are those of `applied`."""
+    before = adapter_state(unet)
+    if before is not None and before.standing is not None:
+        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
+    arrangement = arrange(style, scale, name)
+    check_fit(dict.fromkeys(one for row in arrangement for one, _ in row), unet)
+    tables = [build_tables([row[i] for row in arrangement]) for i in range(len(arrangement[0]))]
+    state, processors = build(unet, tables, device)
+    state.standing = row_numbers(len(arrangement) if isinstance(style, list) else None, len(tables))
+    return state, processors
 
 
 def arrange(style: Any, scale: Any, name: str = "style_scale") -> Arrangement:
