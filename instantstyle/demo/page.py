@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,12 @@ class Page:
             self._wire_targets()
             self._wire_styles()
             self._wire_recipe()
+            blocks.load(lambda: gr.Dropdown(choices=self.actions.library_names()), None, self.library, **QUIET)
         return blocks
 
     def _title(self) -> str:
         parts = [self.studio.model.label, self.studio.adapter.label, str(self.studio.pipe.device)]
-        facts = "".join(f"<li>{part}</li>" for part in parts)
+        facts = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
         return (
             '<header id="title"><h1>InstantStyle</h1><p>A prompt’s content in the style of a reference picture, '
             f"without training.</p><ul>{facts}</ul></header>"
@@ -69,8 +72,11 @@ class Page:
     # What to paint
 
     def _ask(self) -> None:
+        examples = self._draw_examples() if self.small else []
         with gr.Row(elem_id="first"):
-            self.controls["reference"] = self._picture("Reference", height=220, elem_id="reference", min_width=180)
+            self.controls["reference"] = self._picture(
+                "Reference", value=examples[0][0] if examples else None, height=220, elem_id="reference", min_width=180
+            )
             with gr.Column(min_width=180):
                 names = [(MODES[name], name) for name in self.studio.modes]
                 self.mode = gr.Radio(names, value=self.studio.modes[0], label="Take over", elem_id="mode")
@@ -100,18 +106,19 @@ class Page:
             self.paint = gr.Button("Generate", variant="primary", min_width=110, scale=2, elem_id="generate")
             self.compare = gr.Button("Compare", min_width=90, elem_id="compare")
             self.stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop")
-        if self.small:
-            self._examples()
+        if examples:
+            filled = [self.controls[name] for name in ("reference", "prompt", "content")]
+            gr.Examples(examples, filled, label="Examples", api_visibility="private")
 
-    def _examples(self) -> None:
-        rows = []
-        for reference in grid.draw_references(DRAWN):
+    def _draw_examples(self) -> list[list[str]]:
+        """Draw references of the embedded checkpoint's world: path, prompt and what the reference shows."""
+        examples = []
+        for reference, prompt in zip(grid.draw_references(DRAWN), cycle(grid.PROMPTS), strict=False):
             shape = reference.source["drawn"]["shape"]
             path = self.folder / f"{shape}.png"
             reference.image.save(path)
-            rows += [[str(path), prompt, f"a {shape}"] for prompt in grid.PROMPTS[: 2 if not rows else 1]]
-        names = ("reference", "prompt", "content")
-        gr.Examples(rows, [self.controls[name] for name in names], label="Examples", api_visibility="private")
+            examples.append([str(path), prompt, f"a {shape}"])
+        return examples
 
     # What was painted
 
@@ -225,8 +232,9 @@ class Page:
         with gr.Row():
             self.name = gr.Textbox(label="Name", placeholder="ukiyo-e", min_width=140, elem_id="style-name")
             self.save = gr.Button("Save to the library", size="md", min_width=140, elem_id="save-style")
+        # Any value is let through, because others may have saved it since; the library knows what there is.
         self.library = gr.Dropdown(
-            self.actions.library_names(), value=None, label="Take from the library", elem_id="library"
+            [], value=None, label="Take from the library", allow_custom_value=True, elem_id="library"
         )
         self.made_of = gr.Code(label="What the style is made of", interactive=False, wrap_lines=False, max_lines=14)
 

@@ -15,6 +15,7 @@ from instantstyle.demo.actions import Actions
 from instantstyle.demo.library import Library
 from instantstyle.demo.page import Page
 from instantstyle.demo.studio import Studio
+from instantstyle.style_file import LARGEST_FILE
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
                 quiet=True,
                 show_error=True,
                 run_history=False,
+                max_file_size=LARGEST_FILE,
                 footer_links=["api", "settings"],
                 theme=theme(),
                 css_paths=Path(__file__).with_name("look.css"),
