@@ -11,7 +11,7 @@ import tempfile
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from instantstyle import recipe, show
+from instantstyle import recipe
 from instantstyle.blocks import targets
 from instantstyle.cli import one_line
 from instantstyle.demo.flow import follow
@@ -29,6 +29,7 @@ from instantstyle.demo.settings import Settings
 from instantstyle.demo.studio import OURS, Painting, Step, Studio
 from instantstyle.generate import open_picture
 from instantstyle.reading import targets as read_targets
+from instantstyle.show import describe
 from instantstyle.style import Style
 
 
@@ -88,15 +89,11 @@ class Actions:
     @optional
     def generate(self, **values: Any) -> Iterator[Any]:
         """Paint. Gives the pictures, the recipe of the first, the seed and how far it is; meanwhile previews."""
-        with telling():
-            settings = self._settings(values)
-            start = time.monotonic()
-            for event in follow(partial(self.studio.paint, settings)):
-                if isinstance(event, Step):
-                    yield list(event.previews) or gr.skip(), gr.skip(), gr.skip(), bar(event)
-                else:
-                    files = self._keep(event)
-                    yield files, event[0].recipe, settings.seed, done(settings, time.monotonic() - start)
+
+        def show(paintings: list[Painting]) -> tuple[Any, ...]:
+            return self._keep(paintings), paintings[0].recipe
+
+        yield from self._run(self.studio.paint, values, show, lambda step: (list(step.previews) or gr.skip(),))
 
     @optional
     def compare(self, **values: Any) -> Iterator[Any]:
@@ -104,16 +101,12 @@ class Actions:
 
         Gives the labelled pictures, two of them for the slider, the last one's recipe, the seed and how far it is.
         """
-        with telling():
-            settings = self._settings(values)
-            start = time.monotonic()
-            for event in follow(partial(self.studio.compare, settings)):
-                if isinstance(event, Step):
-                    yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), bar(event)
-                else:
-                    files = list(zip(self._keep(list(event.values())), event, strict=True))
-                    pair = files[-2][0], files[-1][0]
-                    yield files, pair, event[OURS].recipe, settings.seed, done(settings, time.monotonic() - start)
+
+        def show(compared: dict[str, Painting]) -> tuple[Any, ...]:
+            files = self._keep(list(compared.values()))
+            return list(zip(files, compared, strict=True)), (files[-2], files[-1]), compared[OURS].recipe
+
+        yield from self._run(self.studio.compare, values, show, lambda _: (gr.skip(), gr.skip()))
 
     @optional
     def encode(self, **values: Any) -> str:
@@ -128,7 +121,7 @@ class Actions:
     def describe(self, style: str | None) -> str:
         """Show what a style file is made of."""
         with telling():
-            return show.describe(Style.load(style)) if style else ""
+            return describe(Style.load(style)) if style else ""
 
     def save_style(self, style: str | None, name: str) -> Any:
         """Keep a style file in the library under a new name."""
@@ -193,6 +186,31 @@ class Actions:
         return gr.skip()
 
     # How
+
+    def _run(
+        self,
+        work: Callable[..., Any],
+        values: dict[str, Any],
+        show: Callable[[Any], tuple[Any, ...]],
+        meanwhile: Callable[[Step], tuple[Any, ...]],
+    ) -> Iterator[Any]:
+        """Do what takes long: give a row of outputs for every step, and at last for the result.
+
+        Args:
+            work: What the studio does.
+            values: The controls'.
+            show: Makes the outputs of the result, all but the last two.
+            meanwhile: Makes those of a step, all but the last three.
+        """
+        with telling():
+            settings = self._settings(values)
+            start = time.monotonic()
+            with closing(follow(partial(work, settings))) as events:
+                for event in events:
+                    if isinstance(event, Step):
+                        yield *meanwhile(event), gr.skip(), gr.skip(), bar(event)
+                    else:
+                        yield *show(event), settings.seed, done(settings, time.monotonic() - start)
 
     def _settings(self, values: dict[str, Any]) -> Settings:
         """Read the controls, with a seed drawn where that is asked for, and say what is remarkable about them."""

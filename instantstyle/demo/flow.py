@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from instantstyle.demo.studio import Step, Tell
 Result = TypeVar("Result")
 
 
-def follow(work: Callable[[Tell, threading.Event], Result]) -> Iterator[Step | Result]:
+def follow(work: Callable[[Tell, threading.Event], Result]) -> Generator[Step | Result, None, None]:
     """Run work in a thread of its own; give its steps while it runs, and at last its result.
 
     Args:

@@ -108,7 +108,7 @@ class Page:
             self.stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop")
         if examples:
             filled = [self.controls[name] for name in ("reference", "prompt", "content")]
-            gr.Examples(examples, filled, label="Examples", api_visibility="private")
+            gr.Examples(examples, filled, label="Examples", preload=False, api_visibility="private")
 
     def _draw_examples(self) -> list[list[str]]:
         """Draw references of the embedded checkpoint's world: path, prompt and what the reference shows."""
