@@ -11,7 +11,18 @@ from typing import NoReturn
 
 from instantstyle.console import one_line
 from instantstyle.fast import GUIDANCE, RECIPES, STEPS
-from instantstyle.reading import content_scale, count, enlargement, fraction, number, numbers, seed, size, targets
+from instantstyle.reading import (
+    content_scale,
+    count,
+    enlargement,
+    fraction,
+    number,
+    numbers,
+    port,
+    seed,
+    size,
+    targets,
+)
 from instantstyle.version import __version__
 
 
@@ -134,6 +145,14 @@ def build_parser() -> argparse.ArgumentParser:
             "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
         )
     )
+    add_demo(
+        commands.add_parser(
+            "demo",
+            help="try it in a browser",
+            description="Serve a page to try it in a browser, and with gradio_client. Needs Gradio: "
+            'pip install "instantstyle[demo]"',
+        )
+    )
     return parser
 
 
@@ -250,6 +269,29 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="the embedded checkpoint, or the folder of one that was trained like it; default: %(default)s",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `instantstyle demo`."""
+    models = parser.add_argument_group("models and machine")
+    add_machine(models)
+    models.add_argument(
+        "--controlnet",
+        metavar="MODEL",
+        help='a folder, a Hub repository, or "tiny"; default: none, but of the embedded checkpoint its own',
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--library", default="styles", metavar="FOLDER", help="where style files are kept; default: %(default)s"
+    )
+    server.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 for the whole network; default: %(default)s"
+    )
+    server.add_argument("--port", type=port, metavar="N", help="default: 7860, or the next that is free")
+    server.add_argument("--share", action="store_true", help="also make a public address, through Gradio's servers")
+    server.add_argument(
+        "--open", action=argparse.BooleanOptionalAction, default=True, help="open a browser; default: --open"
+    )
 
 
 def add_examples(parser: argparse.ArgumentParser) -> None:

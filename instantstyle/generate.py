@@ -147,18 +147,24 @@ def check_hires(options: argparse.Namespace, model: models.Model) -> None:
 
 
 def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
+    """Print `unknown_words`, if there are any."""
+    if remark := unknown_words(model, texts):
+        print(f"instantstyle: {remark}", file=sys.stderr)
+
+
+def unknown_words(model: models.Model, texts: Sequence[str]) -> str | None:
     """Say which words a model of the drawn world has never seen, and which it knows; of other models say nothing."""
     if not models.knows_world(model):
-        return
+        return None
     from instantstyle.tiny import world
 
     unknown = world.unknown_words(" ".join(texts))
-    if unknown:
-        print(
-            f"instantstyle: --model {model.label} does not know {', '.join(map(repr, unknown))}; "
-            f"it knows: {' '.join(filter(str.isalpha, world.words()))}. Choose a real model with --model.",
-            file=sys.stderr,
-        )
+    if not unknown:
+        return None
+    return (
+        f"--model {model.label} does not know {', '.join(map(repr, unknown))}; "
+        f"it knows: {' '.join(filter(str.isalpha, world.words()))}. Choose a real model with --model."
+    )
 
 
 def open_picture(name: str, path: str) -> Picture:
@@ -281,6 +287,12 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
             pipe.load_content_encoder(options.content_encoder)
     if options.device_map is not None:
         return pipe
+    return place(pipe, options)
+
+
+def place(pipe: Any, options: argparse.Namespace) -> Any:
+    """Bring a pipeline to the device that the options ask for, or have it brought there part by part."""
+    device = find_device(options.device)
     if options.offload == "none":
         return pipe.to(device)
     getattr(pipe, f"enable_{options.offload}_cpu_offload")(device=device)

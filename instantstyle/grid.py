@@ -134,8 +134,12 @@ def choose(
     return list(given) or draw_references(), list(prompts or PROMPTS)
 
 
-def draw_references() -> list[Reference]:
-    """Draw references that share no shape, palette, background or texture, nor show what `PROMPTS` ask for."""
+def draw_references(pixels: int | None = None) -> list[Reference]:
+    """Draw references that share no shape, palette, background or texture, nor show what `PROMPTS` ask for.
+
+    Args:
+        pixels: Their width and height; by default those of the world's own drawings.
+    """
     import torch
 
     from instantstyle.painting import reference_pictures
@@ -151,7 +155,7 @@ def draw_references() -> list[Reference]:
             taken |= words
     return [
         Reference(picture, {"drawn": scenes.words(row), "sha256": hashlib.sha256(picture.tobytes()).hexdigest()})
-        for row, picture in zip(chosen, reference_pictures(scenes[chosen], world.PIXELS), strict=True)
+        for row, picture in zip(chosen, reference_pictures(scenes[chosen], pixels or world.PIXELS), strict=True)
     ]
 
 

@@ -60,6 +60,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Read the number of a port."""
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to {2**16 - 1}, got {text!r}")
+    return int(text)
+
+
 def size(text: str) -> tuple[int, int]:
     """Read "WIDTHxHEIGHT", or one number for both."""
     parts = text.lower().split("x")

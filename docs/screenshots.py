@@ -1,0 +1,57 @@
+"""Make the pictures of the demo that the documents show, from the page as it is, on the embedded checkpoint.
+
+python docs/screenshots.py [FOLDER]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))  # the browser and the server of the tests
+
+from browsers import chromium  # noqa: E402
+from demos import REFERENCE, demo_options, served  # noqa: E402
+
+from instantstyle.demo.studio import Studio  # noqa: E402
+
+
+SCREENS = {
+    "demo": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
+    "demo-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2},
+}
+SEED = "7"
+
+
+def main() -> None:
+    """Write a picture of each screen."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
+    with tempfile.TemporaryDirectory() as library:
+        with served(Studio(demo_options()), Path(library)) as address, chromium() as browser:
+            for name, screen in SCREENS.items():
+                page = browser.new_context(**screen).new_page()
+                page.goto(address)
+                paint(page)
+                page.screenshot(path=folder / f"{name}.png")
+
+
+def paint(page: Any) -> None:
+    """Paint four pictures in the style of the example reference."""
+    page.locator("#reference input[type=file]").first.set_input_files(str(REFERENCE))
+    page.locator("#content textarea, #content input").first.fill("a star")
+    page.locator("#sampling > button").click()
+    for label, value in (("Seed", SEED), ("number input for Pictures", "4")):
+        page.get_by_label(label, exact=True).fill(value)
+    page.get_by_label("Draw a seed").uncheck()
+    page.locator("#sampling > button").click()
+    page.locator("#generate").click()
+    page.get_by_text("Done in").wait_for(timeout=120_000)
+    page.wait_for_timeout(1000)  # what fades out is gone
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""`instantstyle demo`: InstantStyle in a browser."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import threading
+
+from instantstyle.console import calm
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load the models and serve the page until it is interrupted; its address goes to standard output.
+
+    Raises:
+        ValueError, OSError: A user's mistake, or Gradio is missing.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError('demo is made with Gradio, which is missing: pip install "instantstyle[demo]"')
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    with calm(sys.stderr.isatty()):
+        from instantstyle.demo.server import serve
+        from instantstyle.demo.studio import Studio
+
+        studio = Studio(options)
+    with serve(studio, options) as address:
+        print(address, flush=True)
+        wait()
+
+
+def wait() -> None:
+    """Wait for an interrupt."""
+    threading.Event().wait()

@@ -1,0 +1,238 @@
+"""What the demo's buttons do: from the values of its controls to what it shows."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from instantstyle import recipe
+from instantstyle.blocks import targets
+from instantstyle.cli import one_line
+from instantstyle.demo.flow import follow
+from instantstyle.demo.library import Library
+from instantstyle.demo.reading import needed, read, read_recipe, read_settings
+from instantstyle.demo.settings import Settings
+from instantstyle.demo.studio import OURS, Painting, Step, Studio
+from instantstyle.generate import open_picture
+from instantstyle.reading import targets as read_targets
+from instantstyle.show import describe
+from instantstyle.style import Style
+
+
+# The controls that may be empty; to `gradio_client` their parameters are optional.
+PICTURES = ("reference", "mask", "reference_2", "mask_2", "reference_3", "mask_3", "control_image", "start", "style")
+RESTORED = (
+    "prompt content content_scale target_blocks scale negative guidance steps num_images seed randomise width height "
+    "strength edges controlnet_scale"
+).split()
+SEEDS = 32  # bits of those drawn here; a browser's numbers are exact up to 53
+
+
+def optional(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Show `PICTURES` as parameters that need not be given, of a function that takes the controls' values."""
+    signature = inspect.signature(function)
+    own, values = list(signature.parameters.values())[:-1], list(signature.parameters.values())[-1]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in PICTURES]
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *added, values])
+    return function
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Tell a user's mistake in the browser, and to `gradio_client` as its error, in the words of the package."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ArgumentTypeError) as error:
+        raise gr.Error(message(error), print_exception=False) from error
+
+
+def message(error: Exception) -> str:
+    """Write an error for the browser: in one line, as text and not as HTML, without where uploads are kept."""
+    uploads = rf"{re.escape(get_upload_folder())}/[0-9a-f]+/"
+    return html.escape(re.sub(uploads, "", one_line(error)), quote=False)
+
+
+def bar(step: Step) -> str:
+    """Draw how far a run has come."""
+    text = f"Step {step.done} of {step.total}"
+    return f'<progress max="{step.total}" value="{step.done}" aria-label="{text}"></progress> {text}'
+
+
+class Actions:
+    """What can be done with a studio and a library. Methods of the API's names are its actions.
+
+    Args:
+        studio: Paints.
+        library: Keeps styles.
+        folder: Where files to download are put.
+    """
+
+    def __init__(self, studio: Studio, library: Library, folder: Path) -> None:
+        self.studio = studio
+        self.library = library
+        self.folder = folder
+
+    @optional
+    def generate(self, **values: Any) -> Iterator[Any]:
+        """Paint. Gives the pictures, the recipe of the first, the seed and how far it is; meanwhile previews."""
+
+        def show(paintings: list[Painting]) -> tuple[Any, ...]:
+            return self._keep(paintings), paintings[0].recipe
+
+        yield from self._run(self.studio.paint, values, show, lambda step: (list(step.previews) or gr.skip(),))
+
+    @optional
+    def compare(self, **values: Any) -> Iterator[Any]:
+        """Paint without reference, with a plain IP-Adapter and with InstantStyle, from one seed.
+
+        Gives the labelled pictures, two of them for the slider, the last one's recipe, the seed and how far it is.
+        """
+
+        def show(compared: dict[str, Painting]) -> tuple[Any, ...]:
+            files = self._keep(list(compared.values()))
+            return list(zip(files, compared, strict=True)), (files[-2], files[-1]), compared[OURS].recipe
+
+        yield from self._run(self.studio.compare, values, show, lambda _: (gr.skip(), gr.skip()))
+
+    @optional
+    def encode(self, **values: Any) -> str:
+        """Encode the references as a style file, which then stands for them."""
+        with telling():
+            settings = read_settings(values | {"seed": 0})
+            style = self.studio.encode(settings)
+            path = self._scratch() / f"{Path(settings.references[0].picture.file).stem}.safetensors"
+            style.save(path)
+            return str(path)
+
+    def describe(self, style: str | None) -> str:
+        """Show what a style file is made of."""
+        with telling():
+            return describe(Style.load(style)) if style else ""
+
+    def save_style(self, style: str | None, name: str) -> Any:
+        """Keep a style file in the library under a new name."""
+        with telling():
+            if not style:
+                raise ValueError("Style file: there is none. Encode the reference, or give a file.")
+            self.library.save(name, Style.load(style))
+        return gr.Dropdown(choices=self.library.names(), value=name.strip())
+
+    def load_style(self, name: str | None) -> str | None:
+        """Take a style file from the library."""
+        with telling():
+            return shutil.copy(self.library.path(name), self._scratch()) if name else None
+
+    def library_names(self) -> list[str]:
+        """Name the styles of the library."""
+        return self.library.names()
+
+    def restore(self, file: str | None) -> list[Any]:
+        """Set the controls as the recipe in a PNG file says."""
+        if file is None:
+            return [gr.skip()] * (1 + len(RESTORED))
+        with telling():
+            found = recipe.read(file)
+            values = read_recipe(found)
+        if files := needed(found):
+            gr.Info(f"Give these again, a recipe only names them: {html.escape(', '.join(files))}.")
+        if found.get("model") != self.studio.model.label:
+            gr.Warning(f"It was painted by another model: {html.escape(str(found.get('model')))}.")
+        return [found, *(values.get(name, gr.skip()) for name in RESTORED)]
+
+    # Where the reference acts
+
+    def choose_mode(self, mode: str) -> list[Any]:
+        """Set the target blocks and their sliders to a preset."""
+        return [mode, *self.studio.scales([(mode, 1.0)]).values()]
+
+    def slide(self, *scales: float) -> tuple[str, None]:
+        """Set the target blocks to what the sliders say, which is no preset."""
+        chosen = dict(zip(self.studio.blocks, scales, strict=True))
+        return targets({block: scale for block, scale in chosen.items() if scale} or chosen, ()), None
+
+    def write_targets(self, text: str) -> list[Any]:
+        """Set the preset and the sliders to what the target blocks say."""
+        with telling():
+            scales = self.studio.scales(read("Target blocks", read_targets, text))
+        return [text if text in self.studio.modes else None, *scales.values()]
+
+    def pair(self, compared: Sequence[tuple[str, str]] | None, left: str, right: str) -> tuple[str, str] | None:
+        """Choose the two sides of the slider."""
+        found = {name: path for path, name in compared or []}
+        return (found[left], found[right]) if left in found and right in found else None
+
+    def check_picture(self, picture: str | None) -> Any:
+        """Say at once that a file is no picture, and take it away."""
+        try:
+            if picture:
+                open_picture("Picture", picture)
+        except (ValueError, OSError) as error:
+            gr.Warning(message(error))
+            return None
+        return gr.skip()
+
+    # How
+
+    def _run(
+        self,
+        work: Callable[..., Any],
+        values: dict[str, Any],
+        show: Callable[[Any], tuple[Any, ...]],
+        meanwhile: Callable[[Step], tuple[Any, ...]],
+    ) -> Iterator[Any]:
+        """Do what takes long: give a row of outputs for every step, and at last for the result.
+
+        Args:
+            work: What the studio does.
+            values: The controls'.
+            show: Makes the outputs of the result, all but the last two.
+            meanwhile: Makes those of a step, all but the last three.
+        """
+        with telling():
+            settings = self._settings(values)
+            start = time.monotonic()
+            with closing(follow(partial(work, settings))) as events:
+                for event in events:
+                    if isinstance(event, Step):
+                        yield *meanwhile(event), gr.skip(), gr.skip(), bar(event)
+                    else:
+                        yield *show(event), settings.seed, done(settings, time.monotonic() - start)
+
+    def _settings(self, values: dict[str, Any]) -> Settings:
+        """Read the controls, with a seed drawn where that is asked for, and say what is remarkable about them."""
+        seed = secrets.randbits(SEEDS) if values["randomise"] or values["seed"] is None else values["seed"]
+        settings = read_settings(values | {"seed": seed})
+        for remark in self.studio.remarks(settings):
+            gr.Warning(message(ValueError(remark)))
+        return settings
+
+    def _keep(self, paintings: Sequence[Painting]) -> list[str]:
+        """Write pictures with their recipes; return their paths."""
+        folder, paths = self._scratch(), []
+        for number, painting in enumerate(paintings):
+            paths.append(str(folder / f"instantstyle-{painting.recipe['picture']['seed']}-{number}.png"))
+            recipe.write(painting.image, paths[-1], painting.recipe)
+        return paths
+
+    def _scratch(self) -> Path:
+        """Make a folder, so that files of one name do not meet."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+
+def done(settings: Settings, seconds: float) -> str:
+    """Say that a run is over."""
+    return f"Done in {seconds:.1f} s, seed {settings.seed}."

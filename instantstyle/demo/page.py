@@ -1,0 +1,329 @@
+"""The demo's page: what is on it and where. What its controls do is in `actions`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from instantstyle import grid
+from instantstyle.demo.actions import RESTORED, Actions
+from instantstyle.demo.studio import METHODS, Studio
+from instantstyle.reading import PIXELS
+
+
+MODES = {"style": "Style", "layout": "Layout", "style+layout": "Style and layout", "all": "Everything"}
+SCALES = {"minimum": 0.0, "maximum": 2.0, "step": 0.05}
+DRAWN = 256  # pixels of the references that are drawn as examples
+HOUR, DAY = 60 * 60, 24 * 60 * 60
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+# One at a time: what a call asks for is on the pipeline while it runs. Gradio shows the place in this queue.
+QUEUED = {"concurrency_limit": 1, "concurrency_id": "pipeline"}
+
+
+class Page:
+    """The page, with its controls by their names in the API, and what it shows.
+
+    Args:
+        studio: What there is to choose from.
+        actions: What the controls do.
+        folder: Where example pictures are put.
+    """
+
+    def __init__(self, studio: Studio, actions: Actions, folder: Path) -> None:
+        self.studio = studio
+        self.actions = actions
+        self.folder = folder
+        self.controls: dict[str, Any] = {}
+        # The embedded checkpoint is small, quick and knows few words.
+        self.small = studio.knows_world
+        self.crisp = ["crisp"] if self.small else []
+
+    def build(self) -> gr.Blocks:
+        """Lay the page out."""
+        with gr.Blocks(title="InstantStyle", analytics_enabled=False, delete_cache=(HOUR, DAY)) as blocks:
+            gr.HTML(self._title())
+            with gr.Row(elem_id="studio"):
+                with gr.Column(elem_id="ask"):
+                    self._ask()
+                with gr.Column(elem_id="show"):
+                    self._show()
+                with gr.Column(elem_id="more"):
+                    self._more()
+            self._wire_painting()
+            self._wire_targets()
+            self._wire_styles()
+            self._wire_recipe()
+            blocks.load(lambda: gr.Dropdown(choices=self.actions.library_names()), None, self.library, **QUIET)
+        return blocks
+
+    def _title(self) -> str:
+        parts = [self.studio.model.label, self.studio.adapter.label, str(self.studio.pipe.device)]
+        facts = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
+        return (
+            '<header id="title"><h1>InstantStyle</h1><p>A prompt’s content in the style of a reference picture, '
+            f"without training.</p><ul>{facts}</ul></header>"
+        )
+
+    # What to paint
+
+    def _ask(self) -> None:
+        examples = self._draw_examples() if self.small else []
+        with gr.Row(elem_id="first"):
+            self.controls["reference"] = self._picture(
+                "Reference", value=examples[0][0] if examples else None, height=220, elem_id="reference", min_width=180
+            )
+            with gr.Column(min_width=180):
+                names = [(MODES[name], name) for name in self.studio.modes]
+                self.mode = gr.Radio(names, value=self.studio.modes[0], label="Take over", elem_id="mode")
+                self._slider("scale", "Strength", 1.0, elem_id="scale")
+        self.controls["prompt"] = gr.Textbox(
+            "a heart" if self.small else "",
+            label="Prompt",
+            placeholder="What to show, such as: a heart",
+            elem_id="prompt",
+        )
+        with gr.Row():
+            self.controls["content"] = gr.Textbox(
+                label="Leave out",
+                placeholder="What the reference shows, such as: a star",
+                scale=3,
+                min_width=180,
+                elem_id="content",
+            )
+            self.controls["content_scale"] = gr.Dropdown(
+                ["0.25", "0.5", "0.75", "1.0", "1.5", "auto"],
+                value="0.5",
+                label="How much of it",
+                allow_custom_value=True,
+                min_width=110,
+            )
+        with gr.Row(elem_id="buttons"):
+            self.paint = gr.Button("Generate", variant="primary", min_width=110, scale=2, elem_id="generate")
+            self.compare = gr.Button("Compare", min_width=90, elem_id="compare")
+            self.stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop")
+        if examples:
+            filled = [self.controls[name] for name in ("reference", "prompt", "content")]
+            gr.Examples(examples, filled, label="Examples", preload=False, api_visibility="private")
+
+    def _draw_examples(self) -> list[list[str]]:
+        """Draw references of the embedded checkpoint's world: path, prompt and what the reference shows."""
+        examples = []
+        for reference, prompt in zip(grid.draw_references(DRAWN), cycle(grid.PROMPTS), strict=False):
+            shape = reference.source["drawn"]["shape"]
+            path = self.folder / f"{shape}.png"
+            reference.image.save(path)
+            examples.append([str(path), prompt, f"a {shape}"])
+        return examples
+
+    # What was painted
+
+    def _show(self) -> None:
+        self.status = gr.HTML("Ready.", elem_id="status", padding=False)
+        with gr.Tabs() as self.tabs:
+            with gr.Tab("Pictures", id="pictures"):
+                self.gallery = gr.Gallery(
+                    show_label=False,
+                    label="Pictures",
+                    format="png",
+                    columns=2,
+                    height="min(70vh, 620px)",
+                    object_fit="contain",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_id="pictures",
+                    elem_classes=self.crisp,
+                )
+            with gr.Tab("Comparison", id="comparison"):
+                self._show_comparison()
+            with gr.Tab("Recipe", id="recipe"):
+                self.recipe = gr.JSON(label="Recipe of the first picture", elem_id="recipe", max_height=420)
+                self.dropped = gr.File(
+                    label="Drop a PNG made here to set everything as it was", file_types=[".png"], elem_id="dropped"
+                )
+
+    def _show_comparison(self) -> None:
+        self.compared = gr.Gallery(
+            label="No reference, plain IP-Adapter, InstantStyle",
+            format="png",
+            columns=len(METHODS),
+            height=230,
+            object_fit="contain",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            elem_id="compared",
+            elem_classes=self.crisp,
+        )
+        self.slider = gr.ImageSlider(
+            label="Left and right", type="filepath", format="png", elem_id="slider", elem_classes=self.crisp
+        )
+        with gr.Row():
+            self.sides = [
+                gr.Dropdown(list(METHODS), value=METHODS[place], label=label, min_width=140)
+                for place, label in ((1, "Left"), (2, "Right"))
+            ]
+
+    # What else can be chosen
+
+    def _more(self) -> None:
+        with gr.Accordion("Sampling and size", open=False, elem_id="sampling"):
+            self._sampling()
+        with gr.Accordion("More references, weights and masks", open=False, elem_id="references"):
+            self._references()
+        with gr.Accordion("Attention blocks", open=False, elem_id="blocks"):
+            self._blocks()
+        with gr.Accordion("Style files and library", open=False, elem_id="styles"):
+            self._styles()
+        with gr.Accordion("Layout from a picture (ControlNet)", open=False, elem_id="control"):
+            self._control()
+        with gr.Accordion("Start from a picture, or repaint a part of it", open=False, elem_id="start"):
+            self._start()
+
+    def _sampling(self) -> None:
+        side = self.studio.side
+        self.controls["negative"] = gr.Textbox(label="Negative prompt", placeholder="What not to show")
+        with gr.Row():
+            self._slider("steps", "Steps", 16 if self.small else 30, minimum=1, maximum=100, step=1)
+            self._slider("guidance", "Guidance", 3.5 if self.small else 5.0, minimum=0.0, maximum=20.0, step=0.5)
+        with gr.Row():
+            for name in ("width", "height"):
+                self._slider(name, name.title(), side, minimum=side // 2, maximum=2 * side, step=PIXELS)
+        with gr.Row():
+            self._slider("num_images", "Pictures", 1, minimum=1, maximum=8, step=1)
+            self.controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
+            self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed", min_width=120, elem_id="randomise")
+        offloaded = self.studio.options.offload != "none"
+        self.controls["preview"] = gr.Checkbox(
+            not offloaded,
+            label="Show the pictures while they are made" + (", which cannot go with --offload" * offloaded),
+            interactive=not offloaded,
+        )
+
+    def _references(self) -> None:
+        gr.Markdown("Several pictures are mixed by their weights. With a mask, white says where a picture acts.")
+        for end, ordinal in (("", "First"), ("_2", "Second"), ("_3", "Third")):
+            with gr.Row():
+                if end:
+                    self.controls[f"reference{end}"] = self._picture(f"{ordinal} reference", height=130)
+                self.controls[f"mask{end}"] = self._picture(f"{ordinal} mask", height=130)
+                self._slider(f"weight{end}", f"{ordinal} weight", 1.0)
+
+    def _blocks(self) -> None:
+        self.controls["target_blocks"] = gr.Textbox(
+            self.studio.modes[0],
+            label="Target blocks",
+            info="Presets and blocks that see the reference, as in: style, layout=0.3",
+            elem_id="target-blocks",
+        )
+        scales = self.studio.scales([(self.studio.modes[0], 1.0)])
+        with gr.Row(elem_id="sliders"):
+            self.scales = [gr.Slider(value=scale, label=block, **SCALES) for block, scale in scales.items()]
+
+    def _styles(self) -> None:
+        gr.Markdown("A style file stands for the reference pictures, until it is taken away.")
+        self.controls["style"] = gr.File(
+            label="Style file", file_types=[".safetensors"], height=110, elem_id="style-file"
+        )
+        self.encode = gr.Button("Encode the references as a style file", size="md", elem_id="encode")
+        with gr.Row():
+            self.name = gr.Textbox(label="Name", placeholder="ukiyo-e", min_width=140, elem_id="style-name")
+            self.save = gr.Button("Save to the library", size="md", min_width=140, elem_id="save-style")
+        # Any value is let through, because others may have saved it since; the library knows what there is.
+        self.library = gr.Dropdown(
+            [], value=None, label="Take from the library", allow_custom_value=True, elem_id="library"
+        )
+        self.made_of = gr.Code(label="What the style is made of", interactive=False, wrap_lines=False, max_lines=14)
+
+    def _control(self) -> None:
+        if self.studio.controlnet_name is None:
+            gr.Markdown("Start the demo with `--controlnet` to use this.")
+        self.controls["control_image"] = self._picture("Layout picture", height=200, elem_id="control-image")
+        self.controls["edges"] = gr.Checkbox(True, label="Find its edges first (Canny)")
+        self._slider("controlnet_scale", "ControlNet strength", 0.6)
+
+    def _start(self) -> None:
+        gr.Markdown("Paint over what to repaint. Without paint, the whole picture is changed.")
+        self.controls["start"] = gr.ImageEditor(
+            label="Picture to start from",
+            type="pil",
+            sources=["upload", "clipboard"],
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(colors=["#e11d48"], color_mode="fixed"),
+            height=360,
+            elem_id="start-editor",
+        )
+        self._slider("strength", "How much to change", 0.9, minimum=0.0, maximum=1.0, step=0.05)
+
+    def _slider(self, name: str, label: str, value: float, **more: Any) -> None:
+        self.controls[name] = gr.Slider(value=value, label=label, min_width=140, **SCALES | more)
+
+    def _picture(self, label: str, **more: Any) -> Any:
+        component = gr.Image(
+            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], **{"min_width": 140} | more
+        )
+        # The package opens the file and says what is wrong with it; Gradio would say less.
+        component.preprocess = lambda data: data and data.path
+        component.upload(self.actions.check_picture, component, component, **QUIET)
+        return component
+
+    # What happens
+
+    def _wire_painting(self) -> None:
+        seed = self.controls["seed"]
+        runs = [
+            self._run(
+                [self.paint.click, self.controls["prompt"].submit],
+                self.actions.generate,
+                [self.gallery, self.recipe, seed, self.status],
+                "pictures",
+            ),
+            self._run(
+                [self.compare.click],
+                self.actions.compare,
+                [self.compared, self.slider, self.recipe, seed, self.status],
+                "comparison",
+            ),
+        ]
+        self.stop.click(lambda: "Stopped.", None, self.status, cancels=runs, queue=False, **QUIET)
+        for side in self.sides:
+            side.input(self.actions.pair, [self.compared, *self.sides], self.slider, **QUIET)
+
+    def _run(self, triggers: Sequence[Any], action: Callable[..., Any], outputs: list[Any], tab: str) -> Any:
+        """Paint when one of these is triggered, and show the tab where the result comes."""
+        gr.on(triggers, lambda: gr.Tabs(selected=tab), None, self.tabs, queue=False, **QUIET)
+        return gr.on(
+            triggers,
+            action,
+            inputs_kwargs=self.controls,
+            outputs=outputs,
+            show_progress="minimal",
+            show_progress_on=self.status,
+            api_name=action.__name__,
+            **QUEUED,
+        )
+
+    def _wire_targets(self) -> None:
+        text, actions = self.controls["target_blocks"], self.actions
+        self.mode.input(actions.choose_mode, self.mode, [text, *self.scales], **QUIET)
+        gr.on([text.submit, text.blur], actions.write_targets, text, [self.mode, *self.scales], **QUIET)
+        moved = [scale.input for scale in self.scales]
+        gr.on(moved, actions.slide, self.scales, [text, self.mode], trigger_mode="always_last", **QUIET)
+
+    def _wire_styles(self) -> None:
+        style, actions = self.controls["style"], self.actions
+        self.encode.click(actions.encode, inputs_kwargs=self.controls, outputs=style, api_name="encode", **QUEUED)
+        style.change(actions.describe, style, self.made_of, api_name="describe")
+        self.save.click(actions.save_style, [style, self.name], self.library, api_name="save_style")
+        self.library.input(actions.load_style, self.library, style, api_name="load_style")
+        gr.api(actions.library_names, api_name="library")
+
+    def _wire_recipe(self) -> None:
+        restored = [self.controls[name] for name in RESTORED]
+        done = self.dropped.upload(self.actions.restore, self.dropped, [self.recipe, *restored], api_name="restore")
+        text = self.controls["target_blocks"]
+        done.success(self.actions.write_targets, text, [self.mode, *self.scales], **QUIET)

@@ -1,0 +1,137 @@
+"""From the values of the demo's controls to settings, and from a recipe back to values.
+
+The controls' names are the parameters of the demo's API, see `README.md` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+from PIL import Image, ImageChops
+
+from instantstyle import reading
+from instantstyle.blocks import targets
+from instantstyle.demo.settings import Reference, Settings
+from instantstyle.generate import Picture, open_picture
+
+
+REFERENCES = ("", "_2", "_3")  # what the names of a reference's controls end in
+Values = Mapping[str, Any]
+
+
+def read_settings(values: Values) -> Settings:
+    """Read what the controls say.
+
+    Raises:
+        ValueError, OSError: A text cannot be read, or a file is no picture.
+    """
+    image, mask = read_start(values["start"])
+    control = values["control_image"]
+    return Settings(
+        prompt=values["prompt"] or "",
+        size=read("Size", reading.size, f"{values['width']}x{values['height']}"),
+        references=tuple(read_reference(values, end) for end in REFERENCES if values[f"reference{end}"]),
+        style=values["style"],
+        target_blocks=tuple(read("Target blocks", reading.targets, values["target_blocks"] or "")),
+        scale=values["scale"],
+        content=values["content"] or None,
+        content_scale=read("Content scale", reading.content_scale, str(values["content_scale"])),
+        negative=values["negative"] or None,
+        guidance=values["guidance"],
+        steps=int(values["steps"]),
+        num_images=int(values["num_images"]),
+        seed=read("Seed", reading.seed, str(values["seed"])),
+        image=image,
+        mask=mask,
+        strength=values["strength"] if image else None,
+        control_image=open_picture("Layout picture", control) if control else None,
+        edges=values["edges"],
+        controlnet_scale=values["controlnet_scale"] if control else None,
+        preview=values["preview"],
+    )
+
+
+def read(name: str, reader: Callable[[str], Any], text: str) -> Any:
+    """Read a text as the command line does. Raises ValueError with the control's name in front."""
+    try:
+        return reader(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name}: {error}.") from error
+
+
+def read_reference(values: Values, end: str) -> Reference:
+    """Read one reference with its weight and mask."""
+    mask = values[f"mask{end}"]
+    return Reference(
+        open_picture("Reference", values[f"reference{end}"]),
+        values[f"weight{end}"],
+        open_picture("Mask", mask) if mask else None,
+    )
+
+
+def read_start(edited: Mapping[str, Any] | None) -> tuple[Picture | None, Picture | None]:
+    """Read the picture to start from, and what is painted over: the part to repaint.
+
+    Args:
+        edited: An image editor's "background" and "layers", pictures in RGBA.
+    """
+    if not edited or edited["background"] is None:
+        return None, None
+    image = edited["background"]
+    painted = [stroke(layer.resize(image.size)) for layer in edited["layers"]]
+    mask = reduce(ImageChops.lighter, painted, Image.new("L", image.size))
+    return as_given(image), as_given(mask) if mask.getbbox() else None
+
+
+def stroke(layer: Image.Image) -> Image.Image:
+    """Say where a layer is painted on; of one without anything transparent, where it is light."""
+    alpha = layer.getchannel("A")
+    shade = layer.convert("L") if alpha.getextrema() == (255, 255) else alpha
+    return shade.point(lambda value: 255 * (value > 127))
+
+
+def as_given(image: Image.Image) -> Picture:
+    """Take a picture that was painted here, and has no file, as one that was given."""
+    return Picture(image, "painted", hashlib.sha256(image.tobytes()).hexdigest())
+
+
+def read_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that make a recipe's picture again, by the controls' names. Pictures are not in a recipe.
+
+    Raises:
+        ValueError: It is not the recipe of one picture.
+    """
+    try:
+        picture, (width, height) = recipe["picture"], recipe["size"]
+        values = {
+            "prompt": str(picture["prompt"]),
+            "seed": int(picture["seed"]),
+            "randomise": False,
+            "num_images": 1,
+            "width": int(width),
+            "height": int(height),
+            "negative": recipe["negative"] or "",
+            "content": recipe["content"] or "",
+            "content_scale": str(recipe["content_scale"] or 1.0),
+            **{name: float(recipe[name]) for name in ("scale", "guidance")},
+            "steps": int(recipe["steps"]),
+        }
+        if recipe["target_blocks"]:
+            values["target_blocks"] = targets(recipe["target_blocks"], ())
+        known = {"strength": float, "controlnet_scale": float, "edges": bool}
+        return values | {name: kind(recipe[name]) for name, kind in known.items() if recipe.get(name) is not None}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            "Recipe: it is not of one picture; drop a PNG file that this demo or `generate` made."
+        ) from error
+
+
+def needed(recipe: Mapping[str, Any]) -> list[str]:
+    """Name the files that went into a recipe's picture, which have to be given again."""
+    single = [recipe.get(name) for name in ("style", "image", "mask", "control_image")]
+    found = [*(recipe.get("references") or []), *single]
+    return [str(one["file"]) for one in found if isinstance(one, Mapping) and "file" in one]

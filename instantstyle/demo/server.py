@@ -1,0 +1,62 @@
+"""Serving the demo: looks, files that last as long as the server, and no word to anyone who was not asked."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gradio as gr
+from gradio.themes.utils import fonts
+
+from instantstyle.demo.actions import Actions
+from instantstyle.demo.library import Library
+from instantstyle.demo.page import Page
+from instantstyle.demo.studio import Studio
+from instantstyle.style_file import LARGEST_FILE
+
+
+@contextmanager
+def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
+    """Serve the page for the length of the `with`.
+
+    Args:
+        studio: Paints.
+        options: `library`, `host`, `port`, `share` and `open` of the command line.
+
+    Yields:
+        Its address.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="instantstyle-") as folder:
+        actions = Actions(studio, Library(Path(options.library)), Path(folder))
+        blocks = Page(studio, actions, Path(folder)).build()
+        try:
+            _, local, public = blocks.queue(default_concurrency_limit=8).launch(
+                server_name=options.host,
+                server_port=options.port,
+                share=options.share,
+                inbrowser=options.open,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=True,
+                run_history=False,
+                max_file_size=LARGEST_FILE,
+                footer_links=["api", "settings"],
+                theme=theme(),
+                css_paths=Path(__file__).with_name("look.css"),
+            )
+            yield public or local
+        finally:
+            blocks.close(verbose=False)
+
+
+def theme() -> gr.themes.Base:
+    """Return the theme: fonts of the system, so that none is fetched."""
+    text = [fonts.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
+    mono = [fonts.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
+    return gr.themes.Soft(primary_hue="rose", secondary_hue="rose", neutral_hue="stone", font=text, font_mono=mono)
