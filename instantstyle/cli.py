@@ -28,14 +28,15 @@ from instantstyle.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
 
-# What `generate.load` reads and the commands that compare do not offer; they change targets from cell to cell.
+# What only `generate` offers, and the modules that it shares with other commands read.
+LARGE = {"hires": False, "upscale": None, "upscale_strength": None, "vae_tiling": False}
+ONLY_GENERATE = {**LARGE, "device_map": None, "fast": None, "fast_weights": None}
+# The commands that compare change targets from cell to cell.
 ONLY_TEXT_TO_IMAGE = {
+    **ONLY_GENERATE,
     "image": None,
     "mask": None,
     "controlnet": None,
-    "device_map": None,
-    "fast": None,
-    "vae_tiling": False,
     "target_blocks": [("all", 1.0)],
 }
 
@@ -292,6 +293,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--open", action=argparse.BooleanOptionalAction, default=True, help="open a browser; default: --open"
     )
+    parser.set_defaults(**ONLY_GENERATE)
 
 
 def add_examples(parser: argparse.ArgumentParser) -> None:
@@ -320,9 +322,7 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add_machine(parser.add_argument_group("models and machine"))
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(
-        scale=1.0, image=None, mask=None, controlnet=None, device_map=None, fast=None, vae_tiling=False
-    )
+    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None, **ONLY_GENERATE)
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -366,7 +366,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser.add_argument_group("other pictures"))
     add_machine(parser.add_argument_group("models and machine"), spread=True)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(num_images=1, hires=False, upscale=None, upscale_strength=None, vae_tiling=False)
+    parser.set_defaults(num_images=1, **LARGE)
 
 
 def add_style(group: argparse._ArgumentGroup, required: bool) -> None:
