@@ -39,12 +39,20 @@ NOT_ASKED = ("versions", "device", "dtype", "offload", "size", "picture")
 
 
 class Reader:
-    """Reads the files that rows name. Rows share styles, so the last files are remembered, and all fingerprints."""
+    """Reads the files that rows name. Rows share styles, so the last files are remembered, and something of all."""
 
     def __init__(self) -> None:
-        self.describe = cache(generate.describe_file)
         self.picture = lru_cache(REMEMBERED)(generate.open_picture)
         self.style = lru_cache(REMEMBERED)(generate.load_style)
+        self.describe = cache(generate.describe_file)
+        self.is_picture = cache(lambda name, path: bool(self.picture(name, path)))
+
+    def check(self, options: argparse.Namespace, model: models.Model) -> None:
+        """Refuse files of a row that cannot be read, and a style of another family."""
+        for name, path in generate.picture_paths(options).items():
+            self.is_picture(generate.option(name), path)
+        if generate.is_style_file(options):
+            generate.check_family(options, self.style(options.style)[0], model)
 
     def pictures(self, options: argparse.Namespace) -> dict[str, generate.Picture]:
         """Read the pictures that a row names."""
@@ -251,19 +259,20 @@ def find_missing(job: Job, numbers: Sequence[int], failed: dict[int, str]) -> li
     found = []
     for number in numbers:
         row = job.rows[number]
+        options = job.ask(row)
         try:
-            if not is_made(job.folder / row.name, expected(job, row)):
-                found.append(Missing(number, kind(job, row)))
+            if not is_made(job.folder / row.name, expected(job, options)):
+                job.reader.check(options, job.model)
+                found.append(Missing(number, kind(job, options)))
         except (ValueError, OSError) as error:
             failed[number] = reason(error)
     return found
 
 
-def expected(job: Job, row: Row) -> dict[str, Any]:
+def expected(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Write what the recipe of a row's picture must say."""
     import instantstyle
 
-    options = job.ask(row)
     names = [name for name in generate.PICTURES if getattr(options, name)]
     named = {name: job.reader.describe(generate.option(name), getattr(options, name)) for name in names}
     used = generate.strengths(options, getattr(instantstyle, generate.variant_name(options, job.model.family)))
@@ -290,9 +299,8 @@ def essence(written: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def kind(job: Job, row: Row) -> str:
+def kind(job: Job, options: argparse.Namespace) -> str:
     """Name what rows must have in common to be made in one call."""
-    options = job.ask(row)
     sizes = [options.size]
     if options.image or options.control_image:
         given = generate.fit(job.reader.pictures(options), options.size)
@@ -351,7 +359,6 @@ class Order:
         if options.seed is None:
             options.seed = secrets.randbits(32)
         style, kept = job.reader.style(options.style) if generate.is_style_file(options) else (None, None)
-        generate.check_family(options, style, job.model)
         return cls(job.folder / row.name, options, job.reader.pictures(options), style, kept)
 
     def call(self, pipe: Any) -> dict[str, Any]:

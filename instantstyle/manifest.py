@@ -131,7 +131,7 @@ def read_csv(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for cells in reader:
             yield f"{name}, line {reader.line_num}", cells
     except csv.Error as error:
-        raise ValueError(f"{name}, line {reader.line_num}: {error}.") from error
+        raise ValueError(f"{name}, line {reader.reader.line_num}: {error}.") from error
 
 
 def read_json_lines(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
