@@ -120,8 +120,8 @@ class DressedUNet:
         self._processors = [(_attention(self._bare, layer), processor) for layer, processor in processors.items()]
         self._projection, self._prompts = projection, prompts
 
-    @property  # who asks what this is learns that it is a UNet
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # who asks what this is learns that it is a UNet
         return type(self._unet)
 
     def __getattr__(self, name: str) -> Any:
