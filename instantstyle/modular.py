@@ -120,7 +120,7 @@ class DressedUNet:
         self._processors = [(_attention(self._bare, layer), processor) for layer, processor in processors.items()]
         self._projection, self._prompts = projection, prompts
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # who asks what this is learns that it is a UNet
         return type(self._unet)
 

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, differ, same
-from diffusers import ClassifierFreeGuidance, LayerSkipConfig, StableDiffusionXLAutoBlocks
+from diffusers import ClassifierFreeGuidance, LayerSkipConfig, StableDiffusionXLAutoBlocks, guiders
 from diffusers.hooks import SmoothedEnergyGuidanceConfig
-from diffusers.utils import is_kornia_available
-from hosts import CLIP_WIDTH, components, feature_extractor, image_encoder, picture
+from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import StableDiffusionXLInputStep
+from hosts import CLIP_WIDTH, HOSTS, SIDE, components, feature_extractor, image_encoder, picture
 from hub import serve
 from PIL import Image
 from test_laws import Broken, changed, failing_unet, identities
@@ -78,7 +77,24 @@ def styles(pipe: Any) -> tuple[Style, Style]:
 
 # --- What the classic variant paints ---------------------------------------------------------------------------------
 
+
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mend the host, which for several pictures of several prompts gives pooled embeddings in the order 0 1 0 1."""
+    run_step = StableDiffusionXLInputStep.__call__
+
+    def mending(step: Any, components: Any, state: Any) -> Any:
+        prompts = len(state.prompt_embeds)
+        done = run_step(step, components, state)
+        for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
+            state.set(name, state.get(name).unflatten(0, (-1, prompts)).transpose(0, 1).flatten(0, 1))
+        return done
+
+    monkeypatch.setattr(StableDiffusionXLInputStep, "__call__", mending)
+
+
 CONTENT = {"neg_content_prompt": "a star"}
+MASKS = torch.stack([torch.ones(64, 64).triu(), torch.ones(64, 64).tril()])[None]  # one for each reference
 PER_PROMPT = {"prompt": PROMPTS, "ip_adapter_image_per_prompt": True}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what is asked for, and the twin's other words
     "in force": ({}, {"ip_adapter_image": SECOND}),
@@ -99,11 +115,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what is asked for
         {"ip_adapter_image": [[FIRST, SECOND]], "neg_content_prompt": [["a star", None]]},
         {"neg_content_prompt": [[None, "a star"]]},
     ),
+    "masks": (
+        {"ip_adapter_image": [[FIRST, SECOND]], "cross_attention_kwargs": {"ip_adapter_masks": [MASKS]}},
+        {"cross_attention_kwargs": {"ip_adapter_masks": [MASKS.flip(1)]}},
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_reference_paints_as_in_the_classic_variant(pipe: Any, blocks_pipe: Any, case: str) -> None:
+def test_a_reference_paints_as_in_the_classic_variant(pipe: Any, blocks_pipe: Any, mended: None, case: str) -> None:
     asked = {"ip_adapter_image": FIRST, **CASES[case][0]}
     painted = classic(pipe, **asked)
     assert same(painted, modular(blocks_pipe, **asked), SEPARATE)
@@ -122,7 +142,9 @@ STYLE_CASES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", STYLE_CASES)
-def test_a_style_paints_as_in_the_classic_variant(pipe: Any, blocks_pipe: Any, styles: Any, case: str) -> None:
+def test_a_style_paints_as_in_the_classic_variant(
+    pipe: Any, blocks_pipe: Any, mended: None, styles: Any, case: str
+) -> None:
     asked, twin = STYLE_CASES[case](*styles)
     painted = classic(pipe, **asked)
     assert same(painted, modular(blocks_pipe, **asked), SEPARATE)
@@ -146,14 +168,13 @@ MIDDLE = "mid_block.attentions.0.transformer_blocks"
 SKIPPED = LayerSkipConfig(indices=[0], fqn=MIDDLE, skip_attention=True, skip_ff=True)
 PERTURBED = LayerSkipConfig(indices=[0], fqn=MIDDLE, skip_attention=False, skip_attention_scores=True, skip_ff=False)
 WHOLE = {"start": 0.0, "stop": 1.0}
+# All but MagnitudeAwareGuidance, which fails in the host, FrequencyDecoupledGuidance, which needs kornia, and LTX2's.
 GUIDERS: dict[str, dict[str, Any]] = {
     "ClassifierFreeGuidance": {},
     "ClassifierFreeZeroStarGuidance": {},
     "AdaptiveProjectedGuidance": {},
     "AdaptiveProjectedMixGuidance": {"adaptive_projected_guidance_start_step": 1},
     "TangentialClassifierFreeGuidance": {},
-    "MagnitudeAwareGuidance": {},
-    "FrequencyDecoupledGuidance": {"guidance_scales": [3.0, 5.0]},
     "AutoGuidance": {"auto_guidance_config": SKIPPED},
     "SkipLayerGuidance": {
         "skip_layer_config": SKIPPED,
@@ -192,9 +213,7 @@ def parts() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", GUIDERS)
 def test_under_every_guider_it_paints_what_the_host_does(stock: Any, ours: Any, name: str) -> None:
-    if name == "FrequencyDecoupledGuidance" and not is_kornia_available():
-        pytest.skip("this guider needs kornia")
-    guide(getattr(diffusers, name)(**GUIDERS[name]), stock, ours)
+    guide(getattr(guiders, name)(**GUIDERS[name]), stock, ours)
     asked = {"ip_adapter_image": picture(1), "num_inference_steps": 3}
     painted = modular(stock, **asked)
     assert same(painted, modular(ours, **asked), TOLERANCE)
@@ -202,6 +221,26 @@ def test_under_every_guider_it_paints_what_the_host_does(stock: Any, ours: Any, 
     assert not any(
         hasattr(module, "_diffusers_hook") and module._diffusers_hook.hooks for module in ours.unet.modules()
     )
+
+
+IMAGE, MASK = picture(101, (SIDE, SIDE)), picture(104, (SIDE, SIDE), "L")
+WORKFLOWS: dict[str, dict[str, Any]] = {
+    "image2image": {"image": IMAGE, "strength": 0.7},
+    "inpainting": {"image": IMAGE, "mask_image": MASK, "strength": 0.7},
+    "controlnet_text2image": {"control_image": IMAGE},
+}
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_in_other_workflows_it_paints_what_the_host_does(stock: Any, ours: Any, name: str) -> None:
+    guide(CFG, stock, ours)
+    for each in (stock, ours):
+        each.update_components(controlnet=HOSTS["stable_diffusion_xl_controlnet"].components()["controlnet"])
+    asked = {**WORKFLOWS[name], "ip_adapter_image": picture(1), "num_inference_steps": 3}
+    painted = modular(stock, **asked)
+    assert same(painted, modular(ours, **asked), TOLERANCE)
+    assert differ(painted, modular(ours, **asked, target_blocks="layout"))
+    assert differ(painted, modular(ours, ip_adapter_image=picture(1), num_inference_steps=3))
 
 
 def test_guidance_may_end_before_the_call_does(stock: Any, ours: Any) -> None:
