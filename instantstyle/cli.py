@@ -235,6 +235,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="the embedded checkpoint, or the folder of one that was trained like it; default: %(default)s",
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
 
 def add_examples(parser: argparse.ArgumentParser) -> None:

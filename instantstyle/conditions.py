@@ -1,4 +1,4 @@
-"""What `instantstyle evaluate` compares: the conditions, the pairs they are tried on, and the pictures they make."""
+"""What `instantstyle evaluate` compares: the ways to use a reference, and their curves of several strengths."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
-
-import torch
-from PIL import Image
-from torch import Tensor
-
-from instantstyle.tiny import world
 
 
 METHODS = ("none", "adapter", "prompt", "img2img")
-SPLITS = ("selection", "reporting")
 PHRASING = "a {}"
-POOL = 4096  # pairs drawn per split; the first n are used, so that pair i is the same however many are asked for
 
 # SDXL's attention groups in the order in which they run, which is how ComfyUI numbers them.
 COMFYUI_GROUPS = (
@@ -255,170 +246,3 @@ def _written(content: float | str) -> str:
 
 def _quoted(phrasing: str) -> str:
     return "" if phrasing == PHRASING else f' "{phrasing.replace("{}", "...")}"'
-
-
-@dataclass
-class Pairs:
-    """Prompts with a reference each; the reference never shows what the prompt asks for.
-
-    Attributes:
-        split: Where they come from, one of `SPLITS`.
-        numbers: Place of each in its split, int64 of shape (n,).
-        prompts_shape: Index into `world.SHAPES`, int64 of shape (n,).
-        references: The scenes of the references.
-    """
-
-    split: str
-    numbers: Tensor
-    prompts_shape: Tensor
-    references: world.Scenes
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Pairs:
-        return Pairs(self.split, self.numbers[rows], self.prompts_shape[rows], self.references[rows])
-
-    def prompt(self, row: int) -> str:
-        """Return the prompt of one pair."""
-        return world.caption(world.SHAPES[int(self.prompts_shape[row])])
-
-    def content(self, row: int) -> str:
-        """Return what the reference of one pair shows, in a word."""
-        return self.references.words(row)["shape"]
-
-    def named(self, row: int) -> str:
-        """Return the prompt of one pair with its reference's style named in it."""
-        words = self.references.words(row)
-        shape = world.SHAPES[int(self.prompts_shape[row])]
-        return world.caption(shape, words["palette"], words["background"], words["texture"])
-
-
-def sample_pairs(count: int, split: str) -> Pairs:
-    """Return the first pairs of a split.
-
-    Args:
-        count: How many, at most `POOL`.
-        split: "selection" to choose by, "reporting" to report on: new draws of the same world, which neither meet each
-            other nor what anything was trained on.
-
-    Raises:
-        ValueError: `count` or `split` is none of these.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    if not 1 <= count <= POOL:
-        raise ValueError(f"`count` must be from 1 to {POOL}, got {count}.")
-    return pool(split)[:count]
-
-
-@cache
-def pool(split: str) -> Pairs:
-    """Draw all pairs of a split."""
-    generator = torch.Generator().manual_seed(make_seed(split, "pairs"))
-    references = world.sample(POOL, generator)
-    shapes = len(world.SHAPES)
-    others = torch.randint(1, shapes, (POOL,), generator=generator)
-    return Pairs(split, torch.arange(POOL), (references.shape + others) % shapes, references)
-
-
-def make_seed(*parts: str | int) -> int:
-    """Make a seed from what it is for."""
-    text = "/".join(("instantstyle evaluate", *map(str, parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63
-
-
-def make_pictures(
-    pipe: Any,
-    condition: Condition,
-    pairs: Pairs,
-    seeds: Sequence[int],
-    *,
-    steps: int = 16,
-    guidance: float = 3.5,
-    batch: int = 32,
-    progress: Callable[[int], object] | None = None,
-) -> Tensor:
-    """Make the pictures of one condition.
-
-    A pair's picture depends on the pair, the seed and the condition alone, not on what else is in the batch; its noise
-    depends on the pair and the seed alone, so that conditions can be compared picture by picture.
-
-    Args:
-        pipe: A `StableDiffusionXLInstantStylePipeline` with an IP-Adapter. For the method "adapter" its target blocks
-            and scale are set to the condition's, and stay so.
-        condition: How to use the references.
-        pairs: What to show, and in whose style.
-        seeds: Each pair is painted once with each.
-        steps: Sampling steps that are run, also where "img2img" skips the first part of the schedule.
-        guidance: The guidance scale.
-        batch: Pictures at a time.
-        progress: Is told after each batch how many pictures it had.
-
-    Returns:
-        Float tensor of shape (pairs, seeds, 3, height, width) in [0, 1].
-    """
-    if condition.method == "adapter":
-        pipe.set_target_blocks(condition.target_blocks, scale=condition.scale)
-    if condition.method == "img2img":
-        pipe = image_to_image(pipe)
-    rows = [(row, seed) for row in range(len(pairs)) for seed in seeds]
-    parts = []
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        arguments = call_arguments(pipe, condition, pairs, [row for row, _ in part], steps)
-        noise = [torch.Generator().manual_seed(make_seed(pairs.split, int(pairs.numbers[r]), s)) for r, s in part]
-        parts.append(pipe(**arguments, guidance_scale=guidance, generator=noise, output_type="pt").images.float())
-        if progress is not None:
-            progress(len(part))
-    return torch.cat(parts).unflatten(0, (len(pairs), len(seeds)))
-
-
-def image_to_image(pipe: Any) -> Any:
-    """Return the image-to-image pipeline of the same parts."""
-    import instantstyle
-
-    # Not `from_pipe`, which warns of a conversion to the precision that the parts already have.
-    other = instantstyle.StableDiffusionXLInstantStyleImg2ImgPipeline(
-        **pipe.components,
-        force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
-        add_watermarker=False,
-    )
-    other.set_progress_bar_config(disable=True)
-    return other
-
-
-def call_arguments(pipe: Any, condition: Condition, pairs: Pairs, rows: list[int], steps: int) -> dict[str, Any]:
-    """Put a condition and some of its pairs in the words of the pipeline's call."""
-    write = pairs.named if condition.method == "prompt" else pairs.prompt
-    arguments: dict[str, Any] = {"prompt": [write(row) for row in rows], "num_inference_steps": steps}
-    if condition.method == "img2img":
-        assert condition.strength is not None
-        arguments |= {
-            "image": world.draw(pairs.references[rows], picture_size(pipe)),
-            "strength": condition.strength,
-            # The pipeline runs the last `strength` of its steps.
-            "num_inference_steps": math.ceil(steps / condition.strength - 1e-6),
-        }
-    if condition.method == "adapter":
-        pictures = reference_pictures(pairs.references[rows], picture_size(pipe))
-        arguments |= {"ip_adapter_image": [pictures], "ip_adapter_image_per_prompt": True}
-    if condition.content is not None:
-        content = [[condition.phrasing.replace("{}", pairs.content(row)) for row in rows]]
-        arguments |= {"neg_content_prompt": content, "neg_content_scale": condition.content}
-    return arguments
-
-
-def picture_size(pipe: Any) -> int:
-    """Return the width and height in pixels of what the pipeline makes."""
-    return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
-
-
-def reference_pictures(references: world.Scenes, pixels: int) -> list[Image.Image]:
-    """Draw references as a user would give them: pictures of eight bits."""
-    return [to_picture(drawing) for drawing in world.draw(references, pixels)]
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Turn a tensor of shape (3, height, width) in [0, 1] into a picture of eight bits."""
-    return Image.fromarray(pixels.permute(1, 2, 0).mul(255).round().byte().numpy())

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,19 +29,17 @@ from instantstyle.conditions import (
     PLAIN,
     Condition,
     Curve,
-    Pairs,
     curves,
     digest,
     headline_conditions,
-    make_pictures,
     quick_conditions,
-    sample_pairs,
-    to_picture,
 )
 from instantstyle.console import calm
 from instantstyle.files import output_folder
 from instantstyle.metrics import Scores, at_equal_style, difference, estimate, score
 from instantstyle.models import ADAPTER_FILES, TINY, read_unet_config
+from instantstyle.painting import make_pictures, to_picture
+from instantstyle.pairs import Pairs, sample_pairs
 from instantstyle.report import Evaluation, Line, Point, Row
 from instantstyle.tiny.judges import FILE, Judges, Verdicts
 from instantstyle.version import versions
@@ -105,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
         ValueError, OSError: A user's mistake.
     """
     check(options)
+    bars = sys.stderr.isatty() and not options.quiet
     out = output_folder(options.output)
     with calm(bars=False):
         folder = find_checkpoint(options.model)
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
         check_targets(folder, [*conditions, *(condition for curve in drawn for _, condition in curve.points)])
         setup, curve_setup = make_setups(options, folder)
         (out / "verdicts").mkdir(parents=True, exist_ok=True)
-        evaluation = evaluate(setup, conditions, curve_setup, drawn, out, options.processes)
+        evaluation = evaluate(setup, conditions, curve_setup, drawn, out, options.processes, bars)
         print(report.text(evaluation))
         for path in report.save(evaluation, out):
             print(path)
@@ -228,6 +228,7 @@ def evaluate(
     drawn: Sequence[Curve],
     out: Path,
     processes: int,
+    bars: bool = False,
 ) -> Evaluation:
     """Judge every condition and curve, apart from those whose verdicts are already in `out`, and compare them.
 
@@ -238,27 +239,31 @@ def evaluate(
         drawn: The curves.
         out: Where verdicts are kept, in the folder "verdicts".
         processes: How many work at a time, each with one thread; 1 works in this process.
+        bars: Whether to show how far it is.
     """
     wanted = [(setup, condition) for condition in conditions]
     wanted += [(curve_setup, condition) for curve in drawn for _, condition in curve.points]
-    saved = judge_all(wanted, out / "verdicts", processes)
+    saved = judge_all(wanted, out / "verdicts", processes, bars)
     return compare(setup, conditions, curve_setup, drawn, saved)
 
 
-def judge_all(wanted: Sequence[tuple[Setup, Condition]], store: Path, processes: int) -> dict[str, Saved]:
+def judge_all(wanted: Sequence[tuple[Setup, Condition]], store: Path, processes: int, bars: bool) -> dict[str, Saved]:
     """Return the verdicts on each condition by key, made where the store has none."""
     by_key = {setup.key(condition): (setup, condition) for setup, condition in wanted}
     missing = {key: both for key, both in by_key.items() if not (store / f"{key}.json").is_file()}
     if missing:
-        make_missing(missing, store, processes)
+        make_missing(missing, store, processes, bars)
     return {key: load(store / f"{key}.json", setup) for key, (setup, _) in by_key.items()}
 
 
-def make_missing(missing: Mapping[str, tuple[Setup, Condition]], store: Path, processes: int) -> None:
+def make_missing(missing: Mapping[str, tuple[Setup, Condition]], store: Path, processes: int, bars: bool) -> None:
     """Make the pictures of some conditions, judge them, and save each condition's verdicts once they are complete."""
     tasks = {key: cut(setup, condition) for key, (setup, condition) in missing.items()}
     total = sum(setup.pairs * setup.seeds for setup, _ in missing.values())
-    with mapping(processes) as each, tqdm(total=total, unit="picture", smoothing=0, mininterval=1) as bar:
+    with (
+        mapping(processes) as each,
+        tqdm(total=total, unit="picture", smoothing=0, mininterval=1, disable=not bars) as bar,
+    ):
         results = each(work, [task for own in tasks.values() for task in own])
         for key, own in tasks.items():
             setup, condition = missing[key]

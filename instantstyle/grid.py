@@ -138,7 +138,7 @@ def draw_references() -> list[Reference]:
     """Draw references that share no shape, palette, background or texture, nor show what `PROMPTS` ask for."""
     import torch
 
-    from instantstyle.conditions import reference_pictures
+    from instantstyle.painting import reference_pictures
     from instantstyle.tiny import world
 
     scenes = world.sample(200, torch.Generator().manual_seed(DRAWN_SEED))

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from instantstyle.conditions import Pairs
+from instantstyle.pairs import Pairs
 from instantstyle.tiny.judges import Verdicts
 
 

@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from instantstyle import carried, generate, grid, models, recipe
 from instantstyle.blocks import table
-from instantstyle.conditions import Condition, digest, make_pictures, reference_pictures, sample_pairs, to_picture
+from instantstyle.conditions import Condition, digest
 from instantstyle.console import calm
 from instantstyle.files import atomically, check_output, output_folder
 from instantstyle.metrics import estimate, score
+from instantstyle.painting import make_pictures, reference_pictures, to_picture
+from instantstyle.pairs import sample_pairs
 from instantstyle.proposal import Groups, Proposal, propose, propose_by_proxy
 from instantstyle.proxy import NO_PROMPT_NOTE, NOTE, Towers
 from instantstyle.sheet import Sheet
@@ -89,7 +91,7 @@ class Judged:
         pipe: A pipeline that was trained on the world, with an adapter.
         jury: Its judges.
         pairs: How many pairs.
-        seed, steps, guidance: As in `conditions.make_pictures`.
+        seed, steps, guidance: As in `painting.make_pictures`.
     """
 
     name = "judges"

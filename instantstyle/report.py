@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from instantstyle.blocks import table
-from instantstyle.conditions import Condition, reference_pictures
+from instantstyle.conditions import Condition
 from instantstyle.files import atomically
 from instantstyle.metrics import METRICS, SHARES, Estimate
+from instantstyle.painting import reference_pictures
 from instantstyle.tiny import world
 from instantstyle.version import versions
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from instantstyle import cli, conditions, evaluate, metrics, report, tiny
-from instantstyle.conditions import Condition, Pairs, sample_pairs
+from instantstyle import cli, conditions, evaluate, metrics, painting, report, tiny
+from instantstyle.conditions import Condition
+from instantstyle.pairs import POOL, SPLITS, Pairs, make_seed, sample_pairs
 from instantstyle.tiny import judges, world
 from instantstyle.tiny.judges import Verdicts
 from instantstyle.tiny.train import data
@@ -43,7 +44,7 @@ def make_verdicts(pairs: Pairs, seeds: int = 1) -> Verdicts:
 def simulate(task: evaluate.Task, right: float = 0.8, taken: float = 0.7) -> dict:
     """Stand in for `evaluate.work`: verdicts drawn from the condition's name and the rows, and a grey example."""
     pairs = task.setup.chosen_pairs()[task.rows.start : task.rows.stop]
-    rng = np.random.default_rng(conditions.make_seed(task.condition.key(), task.rows.start))
+    rng = np.random.default_rng(make_seed(task.condition.key(), task.rows.start))
     verdicts = make_verdicts(pairs, task.setup.seeds)
     size = (len(pairs), task.setup.seeds)
     leaks = torch.from_numpy(rng.random(size) > right)
@@ -52,7 +53,7 @@ def simulate(task: evaluate.Task, right: float = 0.8, taken: float = 0.7) -> dic
         lost = torch.from_numpy(rng.random(size) > taken)
         setattr(verdicts, name, (getattr(verdicts, name) + lost) % len(world.NAMES[name]))
     columns = {name: value.tolist() for name, value in vars(verdicts).items()}
-    picture = report.png_base64(conditions.to_picture(torch.full((3, 8, 8), 0.5)))
+    picture = report.png_base64(painting.to_picture(torch.full((3, 8, 8), 0.5)))
     return {**columns, "examples": [picture for row in task.rows if row < evaluate.EXAMPLES]}
 
 
@@ -147,9 +148,9 @@ def test_comfyui_numbers_are_sdxls_groups(pipe):
     assert set(conditions.COMFYUI_GROUPS) - set(named["strong style transfer"]) == {"down_blocks.2.attentions.1"}
 
 
-@pytest.mark.parametrize("split", conditions.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_references_never_show_what_the_prompt_asks_for(split):
-    pairs = sample_pairs(conditions.POOL, split)
+    pairs = sample_pairs(POOL, split)
     assert (pairs.prompts_shape != pairs.references.shape).all()
     both = pairs.prompts_shape * len(world.SHAPES) + pairs.references.shape
     assert len(both.unique()) == len(world.SHAPES) * (len(world.SHAPES) - 1)
@@ -163,7 +164,7 @@ def places(scenes: world.Scenes) -> set[tuple[float, float]]:
 
 
 def test_splits_are_disjoint_and_their_beginnings_always_the_same():
-    first, second = (sample_pairs(conditions.POOL, split).references for split in conditions.SPLITS)
+    first, second = (sample_pairs(POOL, split).references for split in SPLITS)
     assert not places(first) & places(second)
     assert places(first[-9:]) <= places(first)
     few, many = sample_pairs(3, "reporting"), sample_pairs(300, "reporting")
@@ -172,18 +173,18 @@ def test_splits_are_disjoint_and_their_beginnings_always_the_same():
     with pytest.raises(ValueError, match="`split`"):
         sample_pairs(3, "training")
     with pytest.raises(ValueError, match="from 1 to"):
-        sample_pairs(conditions.POOL + 1, "reporting")
+        sample_pairs(POOL + 1, "reporting")
 
 
 def test_no_split_holds_a_scene_that_was_trained_on():
     trained = places(data.read_scenes())
-    for split in conditions.SPLITS:
-        assert not places(sample_pairs(conditions.POOL, split).references) & trained
+    for split in SPLITS:
+        assert not places(sample_pairs(POOL, split).references) & trained
     assert places(data.shard_scenes(3)) <= trained
 
 
 def test_seeds_are_unlike_each_other():
-    seeds = {conditions.make_seed(split, pair, seed) for split in "ab" for pair in range(50) for seed in range(5)}
+    seeds = {make_seed(split, pair, seed) for split in "ab" for pair in range(50) for seed in range(5)}
     assert len(seeds) == 500
 
 
@@ -201,11 +202,11 @@ KINDS = [
 @pytest.mark.parametrize("condition", KINDS, ids=lambda condition: condition.name)
 def test_a_row_of_a_batch_equals_the_pair_alone(pipe, condition):
     pairs, told = sample_pairs(3, "selection"), []
-    batched = conditions.make_pictures(pipe, condition, pairs, (0, 1), steps=STEPS, batch=4, progress=told.append)
-    side = conditions.picture_size(pipe)
+    batched = painting.make_pictures(pipe, condition, pairs, (0, 1), steps=STEPS, batch=4, progress=told.append)
+    side = painting.picture_size(pipe)
     assert batched.shape == (3, 2, 3, side, side)
     assert told == [4, 2]
-    alone = conditions.make_pictures(pipe, condition, pairs[2:], (1,), steps=STEPS)
+    alone = painting.make_pictures(pipe, condition, pairs[2:], (1,), steps=STEPS)
     assert (batched[2, 1] - alone[0, 0]).abs().max() <= PIXEL_TOLERANCE
     for other in (batched[1, 1], batched[2, 0]):
         assert (other - alone[0, 0]).abs().max() > 100 * PIXEL_TOLERANCE
@@ -214,28 +215,28 @@ def test_a_row_of_a_batch_equals_the_pair_alone(pipe, condition):
 def test_every_condition_starts_from_the_same_noise(pipe):
     pairs = sample_pairs(2, "selection")
     none, silent = Condition("none", "none"), Condition("silent", scale=0.0)
-    pictures = [conditions.make_pictures(pipe, one, pairs, (0,), steps=STEPS) for one in (none, silent)]
+    pictures = [painting.make_pictures(pipe, one, pairs, (0,), steps=STEPS) for one in (none, silent)]
     assert (pictures[0] - pictures[1]).abs().max() <= PIXEL_TOLERANCE
-    loud = conditions.make_pictures(pipe, Condition("plain", scale=2.0), pairs, (0,), steps=STEPS)
+    loud = painting.make_pictures(pipe, Condition("plain", scale=2.0), pairs, (0,), steps=STEPS)
     assert (pictures[0] - loud).abs().max() > 100 * PIXEL_TOLERANCE
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.55, 0.7, 0.9, 1.0])
 def test_image_to_image_runs_as_many_steps_as_the_others(pipe, strength):
     pairs, condition = sample_pairs(1, "selection"), Condition("i", "img2img", strength=strength)
-    arguments = conditions.call_arguments(pipe, condition, pairs, [0], steps=16)
+    arguments = painting.call_arguments(pipe, condition, pairs, [0], steps=16)
     assert int(arguments["num_inference_steps"] * strength) == 16
 
 
 def test_words_of_each_method(pipe):
     pairs = sample_pairs(2, "selection")
     words = pairs.references.words(1)
-    plain = conditions.call_arguments(pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
+    plain = painting.call_arguments(pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
     assert plain["prompt"] == [pairs.prompt(1)] * 2
     assert plain["neg_content_prompt"] == [[f"a {words['shape']}"] * 2]
-    bare = conditions.call_arguments(pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
+    bare = painting.call_arguments(pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
     assert bare["neg_content_prompt"] == [[f"the {words['shape']}"]]
-    named = conditions.call_arguments(pipe, Condition("a", "prompt"), pairs, [1], STEPS)
+    named = painting.call_arguments(pipe, Condition("a", "prompt"), pairs, [1], STEPS)
     assert all(words[name] in named["prompt"][0] for name in ("palette", "background", "texture"))
     assert words["shape"] not in named["prompt"][0]
     assert "ip_adapter_image" not in named
@@ -389,7 +390,7 @@ def test_pictures_from_the_command_line(checkpoint, tmp_path, monkeypatch, capsy
     assert set(found["rows"][0]["metrics"]) == set(metrics.METRICS)
 
     condition, setup = Condition("none", "none"), found["setup"]
-    pictures = conditions.make_pictures(
+    pictures = painting.make_pictures(
         evaluate.load_pipeline(str(checkpoint)), condition, sample_pairs(3, "reporting"), (0, 1), steps=setup["steps"]
     )
     expected = judges.Judges.load(checkpoint)(pictures.flatten(0, 1))

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from instantstyle import carried, cli, conditions, grid, probe, recipe, tiny
+from instantstyle import carried, cli, grid, probe, recipe, tiny
+from instantstyle.pairs import make_seed
 from instantstyle.probe import propose, propose_by_proxy
 from instantstyle.tiny import judges
 from pipeline_instantstyle import AdapterFile
@@ -159,7 +160,7 @@ def test_one_group_is_what_set_target_blocks_does(kind, scorers, pipe):
     pipe.set_target_blocks(group)
     seeds = [5, 5]
     if kind == "judges":
-        seeds = [conditions.make_seed("selection", int(number), 5) for number in scorer.pairs.numbers]
+        seeds = [make_seed("selection", int(number), 5) for number in scorer.pairs.numbers]
     for picture, (reference, prompt), seed in zip(finding.pictures, scorer.shown, seeds, strict=True):
         own = pipe(
             prompt,

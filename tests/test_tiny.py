@@ -15,8 +15,10 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
-from instantstyle.conditions import NO_REFERENCE, PLAIN, STYLE, Condition, Pairs, make_pictures, sample_pairs
+from instantstyle.conditions import NO_REFERENCE, PLAIN, STYLE, Condition
 from instantstyle.metrics import score
+from instantstyle.painting import make_pictures
+from instantstyle.pairs import Pairs, sample_pairs
 from instantstyle.tiny import networks, world
 from instantstyle.tiny.judges import Judges
 from pipeline_instantstyle import attention_blocks

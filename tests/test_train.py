@@ -17,6 +17,7 @@ from instantstyle.tiny import world
 from instantstyle.tiny.judges import Judges
 from instantstyle.tiny.train import __main__ as command
 from instantstyle.tiny.train import clip, data, judges, loop, release, stages, unet
+from instantstyle.tiny.train.muon import Muon
 
 
 class Line(loop.Stage):
@@ -46,12 +47,20 @@ class Line(loop.Stage):
         torch.save(self.network.weight, folder / "line.pt")
 
 
+class TwoRates(Line):
+    """The same, its weight trained by Muon and its bias by AdamW, as the UNet is."""
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [Muon([self.network.weight], 0.3, 0.0), loop.adamw([self.network.bias], self)]
+
+
 def trained(work: Path) -> float:
     return float(torch.load(work / "checkpoint" / "line.pt").detach())
 
 
-def test_a_stage_learns_logs_and_is_done(tmp_path):
-    loop.train(Line(tmp_path))
+@pytest.mark.parametrize("stage", [Line, TwoRates])
+def test_a_stage_learns_logs_and_is_done(tmp_path, stage):
+    loop.train(stage(tmp_path))
     assert abs(trained(tmp_path) - 3) < 0.05
     folder = tmp_path / "stages" / "line"
     assert [json.loads(row)["step"] for row in (folder / "log.jsonl").read_text().splitlines()] == [50, 100]
@@ -62,18 +71,19 @@ SEED = loop.SEED
 
 
 @pytest.mark.parametrize("seed", [SEED, 1])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, seed):
+@pytest.mark.parametrize("stage", [Line, TwoRates])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, stage, seed):
     """With another seed after the kill, as a twin, it ends elsewhere."""
-    loop.train(Line(tmp_path / "whole"))
+    loop.train(stage(tmp_path / "whole"))
 
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
-    broken = Line(tmp_path / "broken")
+    broken = stage(tmp_path / "broken")
     broken.stop_at = 70
     with pytest.raises(KeyboardInterrupt):
         loop.train(broken)
     assert not (tmp_path / "broken" / "checkpoint").exists()
     monkeypatch.setattr(loop, "SEED", seed)
-    again = Line(tmp_path / "broken")
+    again = stage(tmp_path / "broken")
     loop.train(again)
     assert again.stop_at == again.steps - 70  # from the last checkpoint, at step 50
     assert (trained(tmp_path / "broken") == trained(tmp_path / "whole")) == (seed == SEED)
@@ -81,8 +91,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, seed)
 
 def test_a_kill_while_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     path, network = tmp_path / "state.pt", torch.nn.Linear(1, 1)
-    optimizer = torch.optim.AdamW(network.parameters())
-    loop.write_state(path, network, optimizer, 7, 1.0)
+    optimizers = [torch.optim.AdamW(network.parameters())]
+    loop.write_state(path, network, optimizers, 7, 1.0)
 
     def killed(state, scratch):
         Path(scratch).write_bytes(b"half")
@@ -90,8 +100,24 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        loop.write_state(path, network, optimizer, 8, 1.0)
-    assert loop.resume(path, network, optimizer)[0] == 7
+        loop.write_state(path, network, optimizers, 8, 1.0)
+    assert loop.resume(path, network, optimizers)[0] == 7
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_muon_takes_a_kernel_as_a_matrix(same):
+    """Two steps are those of PyTorch's own on the flattened kernel; as a twin, not those along other gradients."""
+    draw = torch.Generator().manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(6, 2, 3, 3, generator=draw))
+    matrix = torch.nn.Parameter(kernel.detach().clone().reshape(6, 18))
+    ours = Muon([kernel], 0.01, 0.1)
+    other = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(2):
+        kernel.grad = torch.randn(kernel.shape, generator=draw)
+        matrix.grad = kernel.grad.reshape(6, 18) if same else torch.randn(matrix.shape, generator=draw)
+        ours.step()
+        other.step()
+    assert torch.equal(kernel.reshape(6, 18), matrix) == same
 
 
 def test_the_rate_goes_up_stays_and_goes_down():
@@ -168,12 +194,11 @@ def test_stages_leave_what_they_build_on_as_it_was(work):
     def kept(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], *parts: str) -> set[bool]:
         return {torch.equal(after[name], tensor) for name, tensor in before.items() if name.startswith(parts)}
 
-    first, settled, adapted = state("unet"), state("attention"), state("adapter")
-    assert kept(settled, written("unet"), "") == {True}  # after adapter and controlnet
-    assert kept(settled, adapted, "") == {True}
-    assert False in kept(first, settled, "")
+    learnt, adapted = state("unet"), state("adapter")
+    assert kept(learnt, written("unet"), "") == {True}  # after adapter and controlnet
+    assert kept(learnt, adapted, "") == {True}
     adapter = {name: tensor for name, tensor in adapted.items() if name.endswith("to_k_ip.0.weight")}
-    keys = {name: settled[name.replace("processor.to_k_ip.0", "to_k")] for name in adapter}
+    keys = {name: learnt[name.replace("processor.to_k_ip.0", "to_k")] for name in adapter}
     assert kept(keys, adapter, "") == {False}
     assert state("controlnet")["controlnet_mid_block.weight"].any()  # nothing but zeros before
     encoded, decoded = state("vae"), written("vae")
@@ -181,11 +206,14 @@ def test_stages_leave_what_they_build_on_as_it_was(work):
     assert False in kept(encoded, decoded, "decoder.")
 
 
-@pytest.mark.parametrize(("stage", "least", "most"), [(unet.UNetStage, 0.0, 0.3), (unet.AttentionStage, 0.7, 0.95)])
-def test_the_pooled_text_is_mostly_dropped_for_the_attentions(work, monkeypatch, stage, least, most):
-    """A tenth of the captions is empty besides."""
+@pytest.mark.parametrize(("dropout", "least", "most"), [(None, 0.7, 0.95), (0.0, 0.0, 0.3)])
+def test_the_pooled_text_is_mostly_dropped_for_the_attentions(work, monkeypatch, dropout, least, most):
+    """A tenth of the captions is empty besides; without dropout, as a twin, no others are."""
     small(monkeypatch)
-    built = stage(work, torch.device("cpu"))
+    if dropout is not None:
+        monkeypatch.setattr(unet.UNetStage, "pooled_dropout", dropout)
+    built = unet.UNetStage(work, torch.device("cpu"))
+    built.prepare(rank=0, processes=1)
     built.read()
     seen = []
 
@@ -197,6 +225,22 @@ def test_the_pooled_text_is_mostly_dropped_for_the_attentions(work, monkeypatch,
     built.loss(200, torch.Generator().manual_seed(0))
     dropped = ((seen[0] - built.nothing).abs().amax(dim=1) < 1e-4).float().mean()
     assert least <= dropped <= most
+
+
+def test_latents_are_made_again_for_another_encoder_but_not_for_another_decoder(work, tmp_path, monkeypatch):
+    small(monkeypatch)
+    vae = AutoencoderKL.from_pretrained(work / "checkpoint" / "vae")
+
+    def folder() -> Path:
+        vae.save_pretrained(tmp_path / "checkpoint" / "vae")
+        return data.make_latents(tmp_path, torch.device("cpu"), rank=0, processes=1)
+
+    first = folder()
+    torch.nn.init.zeros_(vae.decoder.conv_in.weight)
+    assert folder() == first
+    torch.nn.init.zeros_(vae.encoder.conv_in.weight)
+    assert folder() != first
+    assert not torch.equal(data.read(first), data.read(folder()))
 
 
 def test_stages_that_are_done_are_not_run_again(work, capsys):

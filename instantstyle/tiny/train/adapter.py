@@ -41,11 +41,11 @@ class AdapterStage(unet.LatentStage):
 
     def prepare(self, rank: int, processes: int) -> None:
         super().prepare(rank, processes)
-        data.make_image_embeds(self.work, self.device, rank, processes)
+        self.embeds_folder = data.make_image_embeds(self.work, self.device, rank, processes)
 
     def read(self) -> None:
         super().read()
-        self.image_embeds = data.read(self.work / "image_embeds")
+        self.image_embeds = data.read(self.embeds_folder)
 
     def loss(self, count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(self.scenes), (count,), generator=generator)

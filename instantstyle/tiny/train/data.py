@@ -1,8 +1,9 @@
-"""Scenes with their latents, drawn and encoded once and read by every stage that trains on latents."""
+"""Scenes with their latents and image embeddings, encoded once and read by every stage that trains on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,25 +21,36 @@ SHARDS = 16
 SHARD_SIZE = 4096
 
 
-def make_latents(work: Path, device: torch.device, rank: int, processes: int) -> None:
-    """Write this process's share of the shards of latents that are not there yet."""
+def make_latents(work: Path, device: torch.device, rank: int, processes: int) -> Path:
+    """Write this process's share of the shards of latents that are not there yet; return their folder."""
     vae = AutoencoderKL.from_pretrained(work / "checkpoint" / "vae").to(device)
 
     def encode(pictures: Tensor) -> Tensor:
         return vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor
 
-    make(work / "latents", encode, device, rank, processes)
+    # The decoder, which is trained on later, decides no latents.
+    weights = {name: tensor for name, tensor in vae.state_dict().items() if "decoder." not in name}
+    return make(work / "latents" / fingerprint(weights), encode, device, rank, processes)
 
 
-def make_image_embeds(work: Path, device: torch.device, rank: int, processes: int) -> None:
-    """Write this process's share of the shards of image embeddings that are not there yet."""
+def make_image_embeds(work: Path, device: torch.device, rank: int, processes: int) -> Path:
+    """Write this process's share of the shards of image embeddings that are not there yet; return their folder."""
     folder = work / "checkpoint" / "sdxl_models" / "image_encoder"
     encoder = CLIPVisionModelWithProjection.from_pretrained(folder).to(device)
-    make(work / "image_embeds", lambda pictures: encoder(normalise(pictures)).image_embeds, device, rank, processes)
+    known = work / "image_embeds" / fingerprint(encoder.state_dict())
+    return make(known, lambda pictures: encoder(normalise(pictures)).image_embeds, device, rank, processes)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Name an encoder by its weights, so that another one's shards are not taken for its own."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 @torch.no_grad()
-def make(folder: Path, encode: Callable[[Tensor], Tensor], device: torch.device, rank: int, processes: int) -> None:
+def make(folder: Path, encode: Callable[[Tensor], Tensor], device: torch.device, rank: int, processes: int) -> Path:
     """Draw the scenes of every missing shard of this process and write what `encode` makes of the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(rank, SHARDS, processes):
@@ -47,6 +59,7 @@ def make(folder: Path, encode: Callable[[Tensor], Tensor], device: torch.device,
             parts = [encode(world.draw(rows).to(device)).half().cpu() for rows in chunks(shard_scenes(shard))]
             with atomically(path) as scratch:
                 torch.save(torch.cat(parts), scratch)
+    return folder
 
 
 def chunks(scenes: world.Scenes, size: int = 128) -> list[world.Scenes]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from instantstyle.files import atomically
@@ -58,6 +59,10 @@ class Stage(ABC):
     def save(self, folder: Path) -> None:
         """Write the trained part into the checkpoint `folder`, in its published layout."""
 
+    def optimizers(self) -> list[Optimizer]:
+        """Return what trains the network, at peak rates."""
+        return [adamw([p for p in self.network.parameters() if p.requires_grad], self)]
+
     def picture(self) -> Tensor | None:
         """Return a picture (3, height, width) in [0, 1] that shows what was learnt."""
         return None
@@ -77,8 +82,10 @@ def train(stage: Stage, *, rank: int = 0, processes: int = 1) -> None:
     stage.read()
     network = stage.network.to(stage.device).train()
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, weight_decay=stage.weight_decay, fused=True)
-    first, seconds = resume(folder / "state.pt", network, optimizer)
+    optimizers = stage.optimizers()
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [group["lr"] for group in groups]
+    first, seconds = resume(folder / "state.pt", network, optimizers)
 
     recent: deque[dict[str, float]] = deque(maxlen=100)
     started = saved = time.monotonic()
@@ -86,16 +93,17 @@ def train(stage: Stage, *, rank: int = 0, processes: int = 1) -> None:
         range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, disable=rank > 0, mininterval=5
     )
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate * rate_factor(step, stage.steps)
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * rate_factor(step, stage.steps)
         generator = torch.Generator().manual_seed(hash_seed(stage.name, step, rank))
         loss, figures = stage.loss(stage.batch // processes, generator)
         loss.backward()
         if processes > 1:
             average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        network.zero_grad()
 
         recent.append({"loss": float(loss.detach()), **figures})
         if rank == 0 and (step + 1) % 50 == 0:
@@ -105,11 +113,11 @@ def train(stage: Stage, *, rank: int = 0, processes: int = 1) -> None:
             with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": step + 1, "seconds": round(spent, 1), **means}) + "\n")
             if time.monotonic() - saved > SAVE_SECONDS:
-                write_state(folder / "state.pt", network, optimizer, step + 1, spent)
+                write_state(folder / "state.pt", network, optimizers, step + 1, spent)
                 saved = time.monotonic()
     if rank == 0:
         network.eval()
-        write_state(folder / "state.pt", network, optimizer, stage.steps, seconds + time.monotonic() - started)
+        write_state(folder / "state.pt", network, optimizers, stage.steps, seconds + time.monotonic() - started)
         finish(stage, folder)
 
 
@@ -123,19 +131,30 @@ def finish(stage: Stage, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def adamw(parameters: list[nn.Parameter], stage: Stage) -> Optimizer:
+    """Return the optimiser of most stages."""
+    return torch.optim.AdamW(parameters, lr=stage.rate, weight_decay=stage.weight_decay, fused=True)
+
+
+def resume(path: Path, network: nn.Module, optimizers: list[Optimizer]) -> tuple[int, float]:
     """Load the last checkpoint, if there is one; return the steps done and the seconds they took."""
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(known)
     return state["step"], state["seconds"]
 
 
-def write_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+def write_state(path: Path, network: nn.Module, optimizers: list[Optimizer], step: int, seconds: float) -> None:
     """Write a checkpoint in the place of the old one; a kill leaves one of the two."""
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
+    state = {
+        "network": network.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+        "seconds": seconds,
+    }
     with atomically(path) as scratch:
         torch.save(state, scratch)
 

@@ -17,7 +17,6 @@ STAGES = {
     "clip": "clip:ClipStage",
     "vision": "clip:VisionStage",
     "unet": "unet:UNetStage",
-    "attention": "unet:AttentionStage",
     "decoder": "vae:DecoderStage",
     "adapter": "adapter:AdapterStage",
     "controlnet": "controlnet:ControlNetStage",

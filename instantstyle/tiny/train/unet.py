@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from instantstyle.tiny import networks, world
 from instantstyle.tiny.train import data, loop
 from instantstyle.tiny.train.clip import tokenise
+from instantstyle.tiny.train.muon import Muon
 
 
 class Captions:
@@ -49,11 +51,11 @@ class LatentStage(loop.Stage):
         self.noise_schedule = DDPMScheduler.from_config(networks.build_scheduler().config)
 
     def prepare(self, rank: int, processes: int) -> None:
-        data.make_latents(self.work, self.device, rank, processes)
+        self.latents_folder = data.make_latents(self.work, self.device, rank, processes)
 
     def read(self) -> None:
         self.scenes = data.read_scenes()
-        self.latents = data.read(self.work / "latents")
+        self.latents = data.read(self.latents_folder)
 
     def noisy(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return noisy latents, their timesteps, and the velocities to predict (arXiv 2202.00512).
@@ -78,13 +80,18 @@ def velocity_error(found: Tensor, wanted: Tensor, timesteps: Tensor) -> Tensor:
 
 
 class UNetStage(LatentStage):
-    """Train the UNet on captions that name no style, some of it or all; a tenth are empty, for guidance."""
+    """Train the UNet on captions that name no style, some of it or all; a tenth are empty, for guidance.
+
+    The pooled text, which tells the whole caption, is mostly that of no text. A UNet of this size would take style
+    from it and leave only content to its cross-attentions; an IP-Adapter, which acts on those, could bring no style.
+    """
 
     name = "unet"
-    steps = 11000
-    batch = 48
+    steps = 8000
+    batch = 64
     rate = 1.5e-3
-    pooled_dropout = 0.0
+    matrix_rate = 3e-3
+    pooled_dropout = 0.8
 
     def __init__(self, work: Path, device: torch.device) -> None:
         super().__init__(work, device)
@@ -101,6 +108,13 @@ class UNetStage(LatentStage):
         found = self.network(mixed, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
         return velocity_error(found, velocity, timesteps), {}
 
+    def optimizers(self) -> list[Optimizer]:
+        ends = ("conv_in.", "conv_out.")
+        parameters = dict(self.network.named_parameters())
+        inner = [name for name, p in parameters.items() if p.ndim > 1 and not name.startswith(ends)]
+        matrices = [parameters.pop(name) for name in inner]
+        return [Muon(matrices, self.matrix_rate, self.weight_decay), loop.adamw(list(parameters.values()), self)]
+
     def save(self, folder: Path) -> None:
         self.network.save_pretrained(folder / "unet")
         networks.build_scheduler().save_pretrained(folder / "scheduler")
@@ -114,24 +128,6 @@ class UNetStage(LatentStage):
             prompts, generator=torch.Generator().manual_seed(0), output_type="pt", **SAMPLING
         ).images
         return loop.tile(pictures.cpu(), 8)
-
-
-class AttentionStage(UNetStage):
-    """Train the UNet on, the pooled text mostly that of no text, so that style comes through the cross-attentions.
-
-    The pooled text tells the whole caption. A UNet of this size takes style from it and leaves only content to the
-    cross-attentions; an IP-Adapter, which acts on cross-attentions, could then bring no style.
-    """
-
-    name = "attention"
-    steps = 8500
-    pooled_dropout = 0.8
-
-    def __init__(self, work: Path, device: torch.device) -> None:
-        super().__init__(work, device)
-        # Not from the checkpoint, which this stage writes itself.
-        state = torch.load(work / "stages" / UNetStage.name / "state.pt", map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state["network"])
 
 
 SAMPLING = {"guidance_scale": 3.5, "num_inference_steps": 20, "height": world.PIXELS, "width": world.PIXELS}
@@ -159,7 +155,7 @@ def pipeline(folder: Path, device: torch.device) -> StableDiffusionXLPipeline:
 
 
 def write_captions(scenes: world.Scenes, chance: random.Random) -> list[str]:
-    """Write captions: a tenth empty, a third of the content alone, the rest with some or all of the style."""
+    """Write captions: a tenth empty, a fifth of the content alone, the rest with most or all of the style."""
     return [write_caption(scenes.words(row), chance) for row in range(len(scenes))]
 
 
@@ -168,7 +164,7 @@ def write_caption(words: dict[str, str], chance: random.Random) -> str:
     kind = chance.random()
     if kind < 0.1:
         return ""
-    if kind < 0.45:
+    if kind < 0.3:
         return world.phrase(chance, words["shape"])
-    told = {name: word for name, word in words.items() if chance.random() < (0.9 if name == "shape" else 0.65)}
+    told = {name: word for name, word in words.items() if chance.random() < (0.9 if name == "shape" else 0.75)}
     return world.phrase(chance, **told)
