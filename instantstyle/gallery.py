@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from instantstyle import grid, recipe, tiny
-from instantstyle.conditions import reference_pictures
 from instantstyle.evaluate import load_pipeline
 from instantstyle.grid import Cell, Sampling
 from instantstyle.models import TINY
+from instantstyle.painting import reference_pictures
 from instantstyle.sheet import Sheet
 from instantstyle.tiny import world
 from instantstyle.version import versions
