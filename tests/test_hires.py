@@ -484,14 +484,14 @@ def test_the_second_pass_is_image_to_image_from_the_first(
 
 
 def test_each_of_several_pictures_is_painted_over_from_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["--steps", "4", "--upscale", "1.5", "--upscale-strength", "0.5"]
     style = ["--style", REFERENCE]
     out = tmp_path / "many.png"
     assert cli.main(["generate", "a heart", "a ring", *style, "--seed", "0", "-o", str(out), *words]) == 0
     assert cli.main(["generate", "a ring", *style, "--seed", "1", "-o", str(tmp_path / "ring.png"), *words]) == 0
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     heart, ring, alone = (
         np.asarray(Image.open(tmp_path / name), dtype=np.int16) for name in ("many-0.png", "many-1.png", "ring.png")
     )
