@@ -31,3 +31,16 @@ def calm(bars: bool) -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         for library in shown:
             library.enable_progress_bar()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Silence diffusers' log. Its errors are raised all the same."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from instantstyle import models
+from instantstyle.console import hushed
 
 
 STEPS, GUIDANCE = 30, 5.0  # without a recipe
@@ -232,7 +232,7 @@ def _put_lora(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
     if pipe.get_list_adapters():
         raise ValueError("`pipe` has LoRAs already, which would be fused along with this one. Apply the recipe first.")
     try:
-        with _silent():  # diffusers remarks on every tower that a LoRA leaves out
+        with hushed():  # diffusers remarks on every tower that a LoRA leaves out
             pipe.load_lora_weights(tensors, adapter_name=ADAPTER)
         layers, found = sum(key.endswith(DOWN) for key in tensors), _lora_layers(pipe)
         if found != layers:
@@ -260,15 +260,3 @@ def _put_unet(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
         if wrong:
             raise ValueError(f"`weights` {name} does not fit the UNet, as in {min(wrong)[0]!r}.")
         unet.load_state_dict(tensors)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    from diffusers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from instantstyle import fast
+from instantstyle.console import hushed
 from instantstyle.reading import PIXELS
 
 
@@ -52,7 +53,8 @@ def repaint(
 
     again = {**vars(options), "image": "enlarged", "strength": strength(options), "num_images": 1}
     variant = getattr(instantstyle, generate.variant_name(argparse.Namespace(**again), family))
-    second = variant.from_pipe(pipe, dtype=pipe.dtype)
+    with hushed():  # diffusers warns of every cast, also to what is there
+        second = variant.from_pipe(pipe, dtype=pipe.dtype)
     second.set_progress_bar_config(**pipe._progress_bar_config)
     painted: list[Image.Image] = []
     for index, picture in enumerate(pictures):

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, differ, same
+from diffusers import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from hosts import (
     OTHER_HOSTS,
+    UNET_WIDTHS,
     _controlnet,
     _unet,
     adapter_state,
@@ -39,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = str(ROOT / "examples" / "reference.png")
 
 # SDXL's own topology, which the embedded checkpoint does not have.
-FULL = {"transformer_layers_per_block": (1, 2, 10), "sample_size": 128}
+FULL = {"transformer_layers_per_block": (1, 2, 10), "sample_size": 16}
 SIDE = 64  # of a picture in pixels: latents of 32 x 32, and windows of whole numbers at each level
 STEPS = 7  # with one step of each kind: another stride, pooling, windows alone
 STYLE = {"up": {"block_0": [0.0, 1.0, 0.0]}}  # to the host what "style" is to the variant
@@ -66,9 +69,9 @@ def build(name: str, family: str = "sdxl") -> Any:
     return pipe
 
 
-def load(pipe: Any, adapter: Any) -> Any:
-    """Load the adapter, on the style block alone."""
-    pipe.load_ip_adapter(adapter, subfolder="", weight_name="", image_encoder_folder=None)
+def load(pipe: Any, adapter: Any, **settings: Any) -> Any:
+    """Load the adapter, on the style block alone unless told otherwise."""
+    pipe.load_ip_adapter(adapter, subfolder="", weight_name="", image_encoder_folder=None, **settings)
     if not hasattr(pipe, "set_target_blocks"):
         pipe.set_ip_adapter_scale(STYLE)
     return pipe
@@ -128,26 +131,49 @@ def test_with_an_adapter_it_paints_as_the_library_with_the_hosts(adapter: Any) -
     with the_library_alone(stock):
         assert same(made, paint(stock, **reference()), TOLERANCE)
     assert differ(made, paint(variant, **reference(2)))
-    assert differ(made, paint(variant, **reference(), target_blocks="layout"))
     style = variant.encode_style(picture(1))
+    load(variant, adapter, target_blocks="layout")
+    assert differ(made, paint(variant, **reference()))
     variant.unload_ip_adapter()
     assert same(made, paint(variant, style=style), 2 * TOLERANCE)
 
 
-CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 5}
+def controlled(name: str) -> Any:
+    """Build a ControlNet pipeline with what the library takes for granted: 8 pixels a latent, 128 in training."""
+    parts = components("sdxl")
+    with seeded(0):
+        parts["vae"] = AutoencoderKL(
+            block_out_channels=(4,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=2,
+            force_upcast=False,
+        ).eval()
+        embedding = ControlNetConditioningEmbedding(UNET_WIDTHS["sdxl"][0], block_out_channels=(4,) * 4)
+        torch.nn.init.normal_(embedding.conv_out.weight, std=0.5)
+    parts["unet"] = _unet("sdxl", **{**FULL, "sample_size": 128})
+    parts["controlnet"] = _controlnet("sdxl")
+    parts["controlnet"].controlnet_cond_embedding = embedding
+    cls = getattr(instantstyle, name, None) or getattr(diffusers, name)
+    pipe = cls(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
-def test_with_a_controlnet_it_paints_as_the_librarys_own_pipeline() -> None:
+def test_with_a_controlnet_it_paints_as_the_librarys_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's old pipeline stops the ControlNet after 60 % of the steps, which the host does when told."""
-    stock, variant = (build(f"StableDiffusionXL{kind}ControlNetPipeline") for kind in ("", "InstantStyle"))
-    until = {"control_guidance_end": 0.6, "controlnet_conditioning_scale": 0.8}
-    before = paint(variant, **CONTROL, **until)
+    monkeypatch.setattr(hires.load_library(), "USE_PEFT_BACKEND", False)  # it forgot to import what it calls then
+    stock, variant = (controlled(f"StableDiffusionXL{kind}ControlNetPipeline") for kind in ("", "InstantStyle"))
+    inputs = {"image": picture(103, (256, 256)), "num_inference_steps": 5, "controlnet_conditioning_scale": 0.8}
     enable_hidiffusion(variant)
-    made = paint(variant, **CONTROL, **until)
+    made = paint(variant, **inputs, control_guidance_end=0.6)
     with the_library_alone(stock):
-        assert same(made, paint(stock, **CONTROL, controlnet_conditioning_scale=0.8), TOLERANCE)
-    assert differ(made, before)
-    assert differ(made, paint(variant, **CONTROL, controlnet_conditioning_scale=0.4))
+        assert same(made, paint(stock, **inputs), TOLERANCE)
+    disable_hidiffusion(variant)
+    assert differ(made, paint(variant, **inputs, control_guidance_end=0.6))
+
+
+CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 5}
 
 
 def test_a_controlnet_and_an_adapter_work_together(adapter: Any) -> None:
@@ -432,13 +458,12 @@ def files(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("words", "more"),
     [
-        ([], []),
         (["--content", "a star", "--size", "64x48"], []),
         (["--image", "{image}", "--strength", "0.8"], []),
         (["--image", "{image}"], ["--mask", "{mask}"]),
         ([], ["--controlnet", "tiny", "--control-image", "{control}"]),
     ],
-    ids=["text", "content", "image", "mask", "control"],
+    ids=["text", "image", "mask", "control"],
 )
 def test_the_second_pass_is_image_to_image_from_the_first(
     words: list[str], more: list[str], files: dict[str, str], tmp_path: Path
@@ -455,16 +480,18 @@ def test_the_second_pass_is_image_to_image_from_the_first(
     content = own[:2] if "--content" in own else []
     again = [*common, *content, "--image", str(first), "--size", f"{width}x{height}"]
     assert (made == generate(out, *again, "--strength", "0.5")).all()
-    assert abs(made - generate(out, *again, "--strength", "0.75")).max() > 10
     assert abs(made - generate(out, *again, "--strength", "0.5", style=files["other"])).max() > 10
 
 
-def test_each_of_several_pictures_is_painted_over_from_its_own(tmp_path: Path) -> None:
+def test_each_of_several_pictures_is_painted_over_from_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     words = ["--steps", "4", "--upscale", "1.5", "--upscale-strength", "0.5"]
     style = ["--style", REFERENCE]
     out = tmp_path / "many.png"
     assert cli.main(["generate", "a heart", "a ring", *style, "--seed", "0", "-o", str(out), *words]) == 0
     assert cli.main(["generate", "a ring", *style, "--seed", "1", "-o", str(tmp_path / "ring.png"), *words]) == 0
+    assert caplog.messages == []
     heart, ring, alone = (
         np.asarray(Image.open(tmp_path / name), dtype=np.int16) for name in ("many-0.png", "many-1.png", "ring.png")
     )
