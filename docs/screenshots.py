@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "tests"))  # the browser and the server of the tests
 from browsers import chromium  # noqa: E402
 from demos import REFERENCE, demo_options, served  # noqa: E402
 
+from instantstyle.console import calm  # noqa: E402
 from instantstyle.demo.studio import Studio  # noqa: E402
 
 
@@ -31,7 +32,9 @@ def main() -> None:
     """Write a picture of each screen."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
     with tempfile.TemporaryDirectory() as library:
-        with served(Studio(demo_options()), Path(library)) as address, chromium() as browser:
+        with calm(bars=False):
+            studio = Studio(demo_options())
+        with served(studio, Path(library)) as address, chromium() as browser:
             for name, screen in SCREENS.items():
                 page = browser.new_context(**screen).new_page()
                 page.goto(address)
@@ -50,6 +53,7 @@ def paint(page: Any) -> None:
     page.locator("#sampling > button").click()
     page.locator("#generate").click()
     page.get_by_text("Done in").wait_for(timeout=120_000)
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(1000)  # what fades out is gone
 
 

@@ -89,6 +89,7 @@ class Page:
         )
         with gr.Row():
             self.controls["content"] = gr.Textbox(
+                "",
                 label="Leave out",
                 placeholder="What the reference shows, such as: a star",
                 scale=3,
@@ -98,7 +99,7 @@ class Page:
             self.controls["content_scale"] = gr.Dropdown(
                 ["0.25", "0.5", "0.75", "1.0", "1.5", "auto"],
                 value="0.5",
-                label="How much of it",
+                label="Amount",
                 allow_custom_value=True,
                 min_width=110,
             )
@@ -108,7 +109,9 @@ class Page:
             self.stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop")
         if examples:
             filled = [self.controls[name] for name in ("reference", "prompt", "content")]
-            gr.Examples(examples, filled, label="Examples", preload=False, api_visibility="private")
+            gr.Examples(
+                examples, filled, label="Examples", visible_columns=[0], preload=False, api_visibility="private"
+            )
 
     def _draw_examples(self) -> list[list[str]]:
         """Draw references of the embedded checkpoint's world: path, prompt and what the reference shows."""
@@ -185,7 +188,7 @@ class Page:
 
     def _sampling(self) -> None:
         side = self.studio.side
-        self.controls["negative"] = gr.Textbox(label="Negative prompt", placeholder="What not to show")
+        self.controls["negative"] = gr.Textbox("", label="Negative prompt", placeholder="What not to show")
         with gr.Row():
             self._slider("steps", "Steps", 16 if self.small else 30, minimum=1, maximum=100, step=1)
             self._slider("guidance", "Guidance", 3.5 if self.small else 5.0, minimum=0.0, maximum=20.0, step=0.5)
