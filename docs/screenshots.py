@@ -23,8 +23,9 @@ from instantstyle.demo.studio import Studio  # noqa: E402
 
 SCREENS = {
     "demo": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
-    "demo-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2},
+    "demo-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
+TOPS = {"demo": "#title", "demo-phone": "#prompt"}
 SEED = "7"
 
 
@@ -39,6 +40,8 @@ def main() -> None:
                 page = browser.new_context(**screen).new_page()
                 page.goto(address)
                 paint(page)
+                page.locator(TOPS[name]).evaluate("element => element.scrollIntoView()")
+                page.wait_for_timeout(1000)  # what fades out is gone
                 page.screenshot(path=folder / f"{name}.png")
 
 
@@ -53,8 +56,6 @@ def paint(page: Any) -> None:
     page.locator("#sampling > button").click()
     page.locator("#generate").click()
     page.get_by_text("Done in").wait_for(timeout=120_000)
-    page.evaluate("scrollTo(0, 0)")
-    page.wait_for_timeout(1000)  # what fades out is gone
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """Lay the page out."""
         with gr.Blocks(title="InstantStyle", analytics_enabled=False, delete_cache=(HOUR, DAY)) as blocks:
-            gr.HTML(self._title())
+            gr.HTML(self._title(), padding=False)
             with gr.Row(elem_id="studio"):
                 with gr.Column(elem_id="ask"):
                     self._ask()
@@ -75,7 +75,7 @@ class Page:
         examples = self._draw_examples() if self.small else []
         with gr.Row(elem_id="first"):
             self.controls["reference"] = self._picture(
-                "Reference", value=examples[0][0] if examples else None, height=220, elem_id="reference", min_width=180
+                "Reference", value=examples[0][0] if examples else None, height=300, elem_id="reference", min_width=180
             )
             with gr.Column(min_width=180):
                 names = [(MODES[name], name) for name in self.studio.modes]
@@ -91,7 +91,7 @@ class Page:
             self.controls["content"] = gr.Textbox(
                 "",
                 label="Leave out",
-                placeholder="What the reference shows, such as: a star",
+                placeholder="It shows, such as: a star",
                 scale=3,
                 min_width=180,
                 elem_id="content",
@@ -106,7 +106,7 @@ class Page:
         with gr.Row(elem_id="buttons"):
             self.paint = gr.Button("Generate", variant="primary", min_width=110, scale=2, elem_id="generate")
             self.compare = gr.Button("Compare", min_width=90, elem_id="compare")
-            self.stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop")
+            self.stop = gr.Button("Stop", min_width=70, elem_id="stop")
         if examples:
             filled = [self.controls[name] for name in ("reference", "prompt", "content")]
             gr.Examples(
@@ -134,7 +134,6 @@ class Page:
                     label="Pictures",
                     format="png",
                     columns=2,
-                    height="min(70vh, 620px)",
                     object_fit="contain",
                     interactive=False,
                     buttons=["download", "fullscreen"],
@@ -146,11 +145,15 @@ class Page:
             with gr.Tab("Recipe", id="recipe"):
                 self.recipe = gr.JSON(label="Recipe of the first picture", elem_id="recipe", max_height=420)
                 self.dropped = gr.File(
-                    label="Drop a PNG made here to set everything as it was", file_types=[".png"], elem_id="dropped"
+                    label="Drop a PNG made here to set everything as it was",
+                    file_types=[".png"],
+                    height=140,
+                    elem_id="dropped",
                 )
 
     def _show_comparison(self) -> None:
         self.compared = gr.Gallery(
+            show_label=False,
             label="No reference, plain IP-Adapter, InstantStyle",
             format="png",
             columns=len(METHODS),
@@ -183,7 +186,7 @@ class Page:
             self._styles()
         with gr.Accordion("Layout from a picture (ControlNet)", open=False, elem_id="control"):
             self._control()
-        with gr.Accordion("Start from a picture, or repaint a part of it", open=False, elem_id="start"):
+        with gr.Accordion("Start from a picture, repaint parts", open=False, elem_id="start"):
             self._start()
 
     def _sampling(self) -> None:
@@ -267,7 +270,12 @@ class Page:
 
     def _picture(self, label: str, **more: Any) -> Any:
         component = gr.Image(
-            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], **{"min_width": 140} | more
+            label=label,
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            placeholder="Drop or click",
+            **{"min_width": 140} | more,
         )
         # The package opens the file and says what is wrong with it; Gradio would say less.
         component.preprocess = lambda data: data and data.path
