@@ -25,7 +25,7 @@ SCREENS = {
     "demo": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
     "demo-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
-TOPS = {"demo": "#title", "demo-phone": "#prompt"}
+TOPS = {"demo": "body", "demo-phone": "#prompt"}
 SEED = "7"
 
 
@@ -52,7 +52,7 @@ def paint(page: Any) -> None:
     page.locator("#sampling > button").click()
     for label, value in (("Seed", SEED), ("number input for Pictures", "4")):
         page.get_by_label(label, exact=True).fill(value)
-    page.get_by_label("Draw a seed").uncheck()
+    page.get_by_label("Draw a seed for every run").uncheck()
     page.locator("#sampling > button").click()
     page.locator("#generate").click()
     page.get_by_text("Done in").wait_for(timeout=120_000)

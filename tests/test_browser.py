@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 30_000  # milliseconds
-MANY = 60  # steps: a run that is still going when something else happens
+MANY = 40  # steps: a run that is still going when something else happens
 DONE = re.compile(r"Done in .* s, seed \d+\.")
 
 

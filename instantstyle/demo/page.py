@@ -12,6 +12,7 @@ import gradio as gr
 
 from instantstyle import grid
 from instantstyle.demo.actions import RESTORED, Actions
+from instantstyle.demo.reading import REFERENCES
 from instantstyle.demo.studio import METHODS, Studio
 from instantstyle.reading import PIXELS
 
@@ -201,7 +202,7 @@ class Page:
         with gr.Row():
             self._slider("num_images", "Pictures", 1, minimum=1, maximum=8, step=1)
             self.controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
-            self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed", min_width=120, elem_id="randomise")
+        self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed for every run")
         offloaded = self.studio.options.offload != "none"
         self.controls["preview"] = gr.Checkbox(
             not offloaded,
@@ -211,12 +212,12 @@ class Page:
 
     def _references(self) -> None:
         gr.Markdown("Several pictures are mixed by their weights. With a mask, white says where a picture acts.")
-        for end, ordinal in (("", "First"), ("_2", "Second"), ("_3", "Third")):
+        for number, end in enumerate(REFERENCES, start=1):
             with gr.Row():
                 if end:
-                    self.controls[f"reference{end}"] = self._picture(f"{ordinal} reference", height=130)
-                self.controls[f"mask{end}"] = self._picture(f"{ordinal} mask", height=130)
-                self._slider(f"weight{end}", f"{ordinal} weight", 1.0)
+                    self.controls[f"reference{end}"] = self._picture(f"Reference {number}", height=130)
+                self.controls[f"mask{end}"] = self._picture(f"Mask {number}", height=130)
+                self._slider(f"weight{end}", f"Weight {number}", 1.0)
 
     def _blocks(self) -> None:
         self.controls["target_blocks"] = gr.Textbox(
@@ -234,15 +235,17 @@ class Page:
         self.controls["style"] = gr.File(
             label="Style file", file_types=[".safetensors"], height=110, elem_id="style-file"
         )
-        self.encode = gr.Button("Encode the references as a style file", size="md", elem_id="encode")
+        self.encode = gr.Button("Encode the references", size="md", elem_id="encode")
         with gr.Row():
             self.name = gr.Textbox(label="Name", placeholder="ukiyo-e", min_width=140, elem_id="style-name")
-            self.save = gr.Button("Save to the library", size="md", min_width=140, elem_id="save-style")
+            self.save = gr.Button("Save to the library", size="md", min_width=170, elem_id="save-style")
         # Any value is let through, because others may have saved it since; the library knows what there is.
         self.library = gr.Dropdown(
             [], value=None, label="Take from the library", allow_custom_value=True, elem_id="library"
         )
-        self.made_of = gr.Code(label="What the style is made of", interactive=False, wrap_lines=False, max_lines=14)
+        self.made_of = gr.Textbox(
+            label="What the style is made of", lines=1, max_lines=14, interactive=False, elem_id="made-of"
+        )
 
     def _control(self) -> None:
         if self.studio.controlnet_name is None:
@@ -254,7 +257,7 @@ class Page:
     def _start(self) -> None:
         gr.Markdown("Paint over what to repaint. Without paint, the whole picture is changed.")
         self.controls["start"] = gr.ImageEditor(
-            label="Picture to start from",
+            label="Start",
             type="pil",
             sources=["upload", "clipboard"],
             transforms=(),
