@@ -81,7 +81,7 @@ class Studio:
         # On all blocks, so that another choice of them reads no file.
         alone = {"image": None, "mask": None, "controlnet": None, "target_blocks": list(EVERYTHING), "scale": 1.0}
         self.pipe = generate.load(with_(options, **alone), self.model, self.adapter)
-        name = options.controlnet or (models.TINY if self.model.label == models.TINY else None)
+        name = options.controlnet or (models.TINY if options.model == models.TINY else None)
         self.controlnet_name, self.controlnet = name, self._load_controlnet(name) if name else None
         self.pipe.set_progress_bar_config(disable=True)
         self._pipelines = {type(self.pipe).__name__: self.pipe}
