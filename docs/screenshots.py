@@ -17,13 +17,15 @@ sys.path.append(str(ROOT / "tests"))  # the browser and the server of the tests
 from browsers import chromium  # noqa: E402
 from demos import REFERENCE, demo_options, served  # noqa: E402
 
+from instantstyle.console import calm  # noqa: E402
 from instantstyle.demo.studio import Studio  # noqa: E402
 
 
 SCREENS = {
     "demo": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
-    "demo-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2},
+    "demo-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
+TOPS = {"demo": "body", "demo-phone": "#prompt"}
 SEED = "7"
 
 
@@ -31,11 +33,15 @@ def main() -> None:
     """Write a picture of each screen."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
     with tempfile.TemporaryDirectory() as library:
-        with served(Studio(demo_options()), Path(library)) as address, chromium() as browser:
+        with calm(bars=False):
+            studio = Studio(demo_options())
+        with served(studio, Path(library)) as address, chromium() as browser:
             for name, screen in SCREENS.items():
                 page = browser.new_context(**screen).new_page()
                 page.goto(address)
                 paint(page)
+                page.locator(TOPS[name]).evaluate("element => element.scrollIntoView()")
+                page.wait_for_timeout(1000)  # what fades out is gone
                 page.screenshot(path=folder / f"{name}.png")
 
 
@@ -46,11 +52,10 @@ def paint(page: Any) -> None:
     page.locator("#sampling > button").click()
     for label, value in (("Seed", SEED), ("number input for Pictures", "4")):
         page.get_by_label(label, exact=True).fill(value)
-    page.get_by_label("Draw a seed").uncheck()
+    page.get_by_label("Draw a seed for every run").uncheck()
     page.locator("#sampling > button").click()
     page.locator("#generate").click()
     page.get_by_text("Done in").wait_for(timeout=120_000)
-    page.wait_for_timeout(1000)  # what fades out is gone
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--disable-component-update --disable-sync --enable-unsafe-swiftshader"  # the last for WebGL, which editors need
 ).split()
 
 

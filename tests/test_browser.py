@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 30_000  # milliseconds
-MANY = 100  # steps: a run that is still going when something else happens
+MANY = 40  # steps: a run that is still going when something else happens
 DONE = re.compile(r"Done in .* s, seed \d+\.")
 
 
@@ -236,6 +236,7 @@ def test_a_dropped_picture_sets_the_controls(page, visit, tmp_path):
 
     expect(other.locator("#prompt textarea, #prompt input").first).to_have_value("a ring")
     expect(other.get_by_label("Layout", exact=True)).to_be_checked()
+    open_part(other, "sampling")
     assert other.locator("#seed input").input_value() == str(found["picture"]["seed"])
     upload(other, "#reference", REFERENCE)
     other.get_by_role("tab", name="Pictures").click()
@@ -247,9 +248,10 @@ def test_a_dropped_picture_sets_the_controls(page, visit, tmp_path):
 def test_a_part_is_repainted(page, tmp_path):
     open_part(page, "start")
     upload(page, "#start-editor", REFERENCE)
+    page.locator("#start-editor button[aria-label='Brush']").click()
     canvas = page.locator("#start-editor canvas").first
     canvas.wait_for()
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(1000)  # it fits itself to the picture
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
     page.mouse.down()

@@ -186,6 +186,8 @@ def test_an_encoded_style_paints_what_its_references_do(studio, other_file, tmp_
     (painting,) = studio.paint(with_file)
     assert painting.recipe["style"]["file"] == "both.safetensors"
     assert tuple(studio.compare(with_file)) == (NO_REFERENCE, OURS)
+    beside = replace(with_file, references=(replace(asked().references[0], mask=half("left")),))
+    assert (painted(studio, beside) == painted(studio, with_file)).all()  # it stands for whatever references there are
 
 
 def test_every_step_is_told_and_what_is_stopped_ends(studio):

@@ -134,7 +134,7 @@ class Actions:
     def load_style(self, name: str | None) -> str | None:
         """Take a style file from the library."""
         with telling():
-            return shutil.copy(self.library.path(name), self._scratch()) if name else None
+            return str(shutil.copy(self.library.path(name), self._scratch())) if name else None
 
     def library_names(self) -> list[str]:
         """Name the styles of the library."""

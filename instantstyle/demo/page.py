@@ -12,6 +12,7 @@ import gradio as gr
 
 from instantstyle import grid
 from instantstyle.demo.actions import RESTORED, Actions
+from instantstyle.demo.reading import REFERENCES
 from instantstyle.demo.studio import METHODS, Studio
 from instantstyle.reading import PIXELS
 
@@ -46,7 +47,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """Lay the page out."""
         with gr.Blocks(title="InstantStyle", analytics_enabled=False, delete_cache=(HOUR, DAY)) as blocks:
-            gr.HTML(self._title())
+            gr.HTML(self._title(), padding=False)
             with gr.Row(elem_id="studio"):
                 with gr.Column(elem_id="ask"):
                     self._ask()
@@ -75,7 +76,7 @@ class Page:
         examples = self._draw_examples() if self.small else []
         with gr.Row(elem_id="first"):
             self.controls["reference"] = self._picture(
-                "Reference", value=examples[0][0] if examples else None, height=220, elem_id="reference", min_width=180
+                "Reference", value=examples[0][0] if examples else None, height=300, elem_id="reference", min_width=180
             )
             with gr.Column(min_width=180):
                 names = [(MODES[name], name) for name in self.studio.modes]
@@ -89,8 +90,9 @@ class Page:
         )
         with gr.Row():
             self.controls["content"] = gr.Textbox(
+                "",
                 label="Leave out",
-                placeholder="What the reference shows, such as: a star",
+                placeholder="It shows, such as: a star",
                 scale=3,
                 min_width=180,
                 elem_id="content",
@@ -98,17 +100,19 @@ class Page:
             self.controls["content_scale"] = gr.Dropdown(
                 ["0.25", "0.5", "0.75", "1.0", "1.5", "auto"],
                 value="0.5",
-                label="How much of it",
+                label="Amount",
                 allow_custom_value=True,
                 min_width=110,
             )
         with gr.Row(elem_id="buttons"):
             self.paint = gr.Button("Generate", variant="primary", min_width=110, scale=2, elem_id="generate")
             self.compare = gr.Button("Compare", min_width=90, elem_id="compare")
-            self.stop = gr.Button("Stop", variant="stop", min_width=70, elem_id="stop")
+            self.stop = gr.Button("Stop", min_width=70, elem_id="stop")
         if examples:
             filled = [self.controls[name] for name in ("reference", "prompt", "content")]
-            gr.Examples(examples, filled, label="Examples", preload=False, api_visibility="private")
+            gr.Examples(
+                examples, filled, label="Examples", visible_columns=[0], preload=False, api_visibility="private"
+            )
 
     def _draw_examples(self) -> list[list[str]]:
         """Draw references of the embedded checkpoint's world: path, prompt and what the reference shows."""
@@ -131,7 +135,6 @@ class Page:
                     label="Pictures",
                     format="png",
                     columns=2,
-                    height="min(70vh, 620px)",
                     object_fit="contain",
                     interactive=False,
                     buttons=["download", "fullscreen"],
@@ -143,11 +146,15 @@ class Page:
             with gr.Tab("Recipe", id="recipe"):
                 self.recipe = gr.JSON(label="Recipe of the first picture", elem_id="recipe", max_height=420)
                 self.dropped = gr.File(
-                    label="Drop a PNG made here to set everything as it was", file_types=[".png"], elem_id="dropped"
+                    label="Drop a PNG made here to set everything as it was",
+                    file_types=[".png"],
+                    height=140,
+                    elem_id="dropped",
                 )
 
     def _show_comparison(self) -> None:
         self.compared = gr.Gallery(
+            show_label=False,
             label="No reference, plain IP-Adapter, InstantStyle",
             format="png",
             columns=len(METHODS),
@@ -180,12 +187,12 @@ class Page:
             self._styles()
         with gr.Accordion("Layout from a picture (ControlNet)", open=False, elem_id="control"):
             self._control()
-        with gr.Accordion("Start from a picture, or repaint a part of it", open=False, elem_id="start"):
+        with gr.Accordion("Start from a picture, repaint parts", open=False, elem_id="start"):
             self._start()
 
     def _sampling(self) -> None:
         side = self.studio.side
-        self.controls["negative"] = gr.Textbox(label="Negative prompt", placeholder="What not to show")
+        self.controls["negative"] = gr.Textbox("", label="Negative prompt", placeholder="What not to show")
         with gr.Row():
             self._slider("steps", "Steps", 16 if self.small else 30, minimum=1, maximum=100, step=1)
             self._slider("guidance", "Guidance", 3.5 if self.small else 5.0, minimum=0.0, maximum=20.0, step=0.5)
@@ -195,7 +202,7 @@ class Page:
         with gr.Row():
             self._slider("num_images", "Pictures", 1, minimum=1, maximum=8, step=1)
             self.controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
-            self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed", min_width=120, elem_id="randomise")
+        self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed for every run")
         offloaded = self.studio.options.offload != "none"
         self.controls["preview"] = gr.Checkbox(
             not offloaded,
@@ -205,12 +212,12 @@ class Page:
 
     def _references(self) -> None:
         gr.Markdown("Several pictures are mixed by their weights. With a mask, white says where a picture acts.")
-        for end, ordinal in (("", "First"), ("_2", "Second"), ("_3", "Third")):
+        for number, end in enumerate(REFERENCES, start=1):
             with gr.Row():
                 if end:
-                    self.controls[f"reference{end}"] = self._picture(f"{ordinal} reference", height=130)
-                self.controls[f"mask{end}"] = self._picture(f"{ordinal} mask", height=130)
-                self._slider(f"weight{end}", f"{ordinal} weight", 1.0)
+                    self.controls[f"reference{end}"] = self._picture(f"Reference {number}", height=130)
+                self.controls[f"mask{end}"] = self._picture(f"Mask {number}", height=130)
+                self._slider(f"weight{end}", f"Weight {number}", 1.0)
 
     def _blocks(self) -> None:
         self.controls["target_blocks"] = gr.Textbox(
@@ -228,15 +235,17 @@ class Page:
         self.controls["style"] = gr.File(
             label="Style file", file_types=[".safetensors"], height=110, elem_id="style-file"
         )
-        self.encode = gr.Button("Encode the references as a style file", size="md", elem_id="encode")
+        self.encode = gr.Button("Encode the references", size="md", elem_id="encode")
         with gr.Row():
             self.name = gr.Textbox(label="Name", placeholder="ukiyo-e", min_width=140, elem_id="style-name")
-            self.save = gr.Button("Save to the library", size="md", min_width=140, elem_id="save-style")
+            self.save = gr.Button("Save to the library", size="md", min_width=170, elem_id="save-style")
         # Any value is let through, because others may have saved it since; the library knows what there is.
         self.library = gr.Dropdown(
             [], value=None, label="Take from the library", allow_custom_value=True, elem_id="library"
         )
-        self.made_of = gr.Code(label="What the style is made of", interactive=False, wrap_lines=False, max_lines=14)
+        self.made_of = gr.Textbox(
+            label="What the style is made of", lines=1, max_lines=14, interactive=False, elem_id="made-of"
+        )
 
     def _control(self) -> None:
         if self.studio.controlnet_name is None:
@@ -248,7 +257,7 @@ class Page:
     def _start(self) -> None:
         gr.Markdown("Paint over what to repaint. Without paint, the whole picture is changed.")
         self.controls["start"] = gr.ImageEditor(
-            label="Picture to start from",
+            label="Start",
             type="pil",
             sources=["upload", "clipboard"],
             transforms=(),
@@ -264,7 +273,12 @@ class Page:
 
     def _picture(self, label: str, **more: Any) -> Any:
         component = gr.Image(
-            label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], **{"min_width": 140} | more
+            label=label,
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            placeholder="Drop or click",
+            **{"min_width": 140} | more,
         )
         # The package opens the file and says what is wrong with it; Gradio would say less.
         component.preprocess = lambda data: data and data.path

@@ -59,4 +59,4 @@ def theme() -> gr.themes.Base:
     """Return the theme: fonts of the system, so that none is fetched."""
     text = [fonts.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
     mono = [fonts.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
-    return gr.themes.Soft(primary_hue="rose", secondary_hue="rose", neutral_hue="stone", font=text, font_mono=mono)
+    return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=text, font_mono=mono)

@@ -71,7 +71,7 @@ class Settings:
     @property
     def masked(self) -> bool:
         """Whether a reference acts in a part of the result only."""
-        return any(reference.mask for reference in self.references)
+        return not self.style and any(reference.mask for reference in self.references)
 
     @property
     def single(self) -> Picture | None:

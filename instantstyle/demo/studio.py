@@ -81,22 +81,23 @@ class Studio:
         # On all blocks, so that another choice of them reads no file.
         alone = {"image": None, "mask": None, "controlnet": None, "target_blocks": list(EVERYTHING), "scale": 1.0}
         self.pipe = generate.load(with_(options, **alone), self.model, self.adapter)
-        self.controlnet_name = options.controlnet or (models.TINY if self.model.label == models.TINY else None)
-        self.controlnet = self._load_controlnet() if self.controlnet_name else None
+        name = options.controlnet or (models.TINY if options.model == models.TINY else None)
+        self.controlnet_name, self.controlnet = name, self._load_controlnet(name) if name else None
         self.pipe.set_progress_bar_config(disable=True)
         self._pipelines = {type(self.pipe).__name__: self.pipe}
         self._lock = threading.Lock()
         # Read now: while something is painted, the UNet may look otherwise.
         unet = self.pipe.unet
         self.blocks = attention_blocks(unet)
-        self.presets = presets(unet) | adapter_state(unet).files[0].presets
+        state: Any = adapter_state(unet)
+        self.presets = presets(unet) | state.files[0].presets
 
-    def _load_controlnet(self) -> Any:
-        controlnet = generate.load_controlnet(self.controlnet_name, self.pipe.dtype)
+    def _load_controlnet(self, name: str) -> Any:
+        controlnet = generate.load_controlnet(name, self.pipe.dtype)
         width, own = controlnet.config.cross_attention_dim, self.pipe.unet.config.cross_attention_dim
         if width != own:
             raise ValueError(
-                f"--controlnet: {self.controlnet_name} takes text embeddings of width {width}, but --model "
+                f"--controlnet: {name} takes text embeddings of width {width}, but --model "
                 f"{self.model.label} has them of width {own}; name a ControlNet for that family."
             )
         return controlnet
