@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ class Muon(torch.optim.Muon):
         matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
         super().__init__(matrices, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """Take one step along the weights' gradients."""
         for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
