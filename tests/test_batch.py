@@ -166,7 +166,7 @@ def test_a_column_is_an_option_of_generate_and_all_others_are_for_the_command_li
     for column in columns.keys() - {"prompt", "output"}:
         assert columns[column] is readers[column]
         assert actions["generate"][column].default == actions["batch"][column].default
-    assert readers.keys() - columns.keys() <= actions["batch"].keys() | {"num_images"}
+    assert readers.keys() - columns.keys() <= actions["batch"].keys() | {"num_images", *cli.LARGE}
 
 
 # --- What is done stays done -----------------------------------------------------------------------------------------

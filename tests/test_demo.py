@@ -87,7 +87,8 @@ def test_the_studio_paints_what_the_command_line_paints(studio, tmp_path):
     (painting,) = studio.paint(settings)
     with Image.open(out) as picture:
         assert (levels(picture) == levels(painting.image)).all()
-        assert recipe.read(out) == json.loads(json.dumps(painting.recipe))
+        # The demo always names the size, which the command line leaves to the model here.
+        assert recipe.read(out) == json.loads(json.dumps({**painting.recipe, "asked_size": None}))
         for change in ({"seed": 6}, {"scale": 0.7}, {"content": None}, {"target_blocks": EVERYTHING}):
             assert differ(painted(studio, replace(settings, **change)), levels(picture)), change
 
@@ -560,11 +561,11 @@ def test_what_a_client_cancels_ends(client, studio, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(type(studio.pipe.unet), "forward", counted)
-    job = client.submit(**quick(steps=100), api_name="/generate")
+    job = client.submit(**quick(steps=500), api_name="/generate")
     assert started.wait(30)
     job.cancel()
     with studio._lock:  # it comes to an end
-        assert len(runs) < 100
+        assert len(runs) < 500
     runs.clear()
     client.predict(**quick(), api_name="/generate")
     assert len(runs) == STEPS

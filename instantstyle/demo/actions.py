@@ -21,7 +21,7 @@ from gradio.utils import get_upload_folder
 
 from instantstyle import recipe
 from instantstyle.blocks import targets
-from instantstyle.cli import one_line
+from instantstyle.console import one_line
 from instantstyle.demo.flow import follow
 from instantstyle.demo.library import Library
 from instantstyle.demo.reading import needed, read, read_recipe, read_settings
