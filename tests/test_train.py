@@ -44,7 +44,7 @@ class Line(loop.Stage):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.network.weight, folder / "line.pt")
+        torch.save(self.network.weight + self.network.bias, folder / "line.pt")
 
 
 class TwoRates(Line):
