@@ -270,7 +270,7 @@ def test_a_style_file_is_shown(style_file, capsys):
     assert "family sdxl" in shown
     assert "'a star' 0.5" in shown
     assert "up_blocks.0.attentions.1 2 2 " in f"{shown} "
-    assert "down_blocks.2.attentions.1 2 0.5" in shown
+    assert "up_blocks.1.attentions.1 1 0.5" in shown
     assert f"torch {torch.__version__}" in shown
 
 

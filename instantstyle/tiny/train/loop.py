@@ -83,9 +83,9 @@ def train(stage: Stage, *, rank: int = 0, processes: int = 1) -> None:
     network = stage.network.to(stage.device).train()
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizers = stage.optimizers()
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    peaks = [group["lr"] for group in groups]
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     first, seconds = resume(folder / "state.pt", network, optimizers)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
 
     recent: deque[dict[str, float]] = deque(maxlen=100)
     started = saved = time.monotonic()
