@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -558,14 +559,15 @@ def test_what_a_client_cancels_ends(client, studio, monkeypatch):
     def counted(*args, **kwargs):
         runs.append(1)
         started.set()
+        time.sleep(0.02)  # long enough for the cancelling to arrive
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(type(studio.pipe.unet), "forward", counted)
-    job = client.submit(**quick(steps=500), api_name="/generate")
+    job = client.submit(**quick(steps=100), api_name="/generate")
     assert started.wait(30)
     job.cancel()
     with studio._lock:  # it comes to an end
-        assert len(runs) < 500
+        assert len(runs) < 100
     runs.clear()
     client.predict(**quick(), api_name="/generate")
     assert len(runs) == STEPS
