@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from instantstyle import models
 from instantstyle.style import Style
 from instantstyle.style_recipe import Recipe, Source
 from instantstyle.version import versions
@@ -266,7 +267,7 @@ def family_of(unet: Any) -> str:
     """The family whose checkpoints share a style: "sdxl", "sd15" or "kolors", which has SDXL's blocks."""
     if getattr(unet.config, "encoder_hid_dim", None):
         return "kolors"
-    return "sdxl" if getattr(unet.config, "addition_embed_type", None) == "text_time" else "sd15"
+    return models.family_of(unet.config)
 
 
 def text_width_of(unet: Any) -> int:

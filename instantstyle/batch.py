@@ -27,6 +27,8 @@ from tqdm import tqdm
 from instantstyle import files, generate, manifest, models, recipe
 from instantstyle.console import calm, one_line
 from instantstyle.manifest import Row
+from instantstyle.reading import changed
+from instantstyle.sharing import sibling
 from instantstyle.sheet import Sheet
 from instantstyle.version import versions
 
@@ -377,8 +379,8 @@ class Painter:
 
     def __init__(self, job: Job, first: Any):
         self.job, self.first = job, first
-        self.pipes: dict[str, Any] = {}
-        self._add(first)
+        self.pipes = {type(first).__name__: first}
+        first.set_progress_bar_config(disable=True)
 
     @classmethod
     def load(cls, job: Job, batches: Sequence[Sequence[int]]) -> Painter | None:
@@ -387,8 +389,7 @@ class Painter:
             return None
         asked = [job.ask(job.rows[batch[0]]) for batch in batches]
         adapter = next((found for one in asked if (found := job.adapter_for(one))), None)
-        pictures = {"image": asked[0].image, "mask": asked[0].mask}
-        options = argparse.Namespace(**{**vars(job.options), **pictures})
+        options = changed(job.options, image=asked[0].image, mask=asked[0].mask)
         return cls(job, generate.load(options, job.model, adapter))
 
     def paint(self, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
@@ -409,16 +410,10 @@ class Painter:
         return made
 
     def _pipe(self, options: argparse.Namespace) -> Any:
-        import instantstyle
-
         name = generate.variant_name(options, self.job.model.family)
         if name not in self.pipes:
-            self._add(getattr(instantstyle, name).from_pipe(self.first, dtype=self.first.dtype))
+            self.pipes[name] = sibling(self.first, name)
         return self.pipes[name]
-
-    def _add(self, pipe: Any) -> None:
-        pipe.set_progress_bar_config(disable=True)
-        self.pipes[type(pipe).__name__] = pipe
 
 
 def joined(calls: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

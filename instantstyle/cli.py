@@ -41,6 +41,67 @@ ONLY_TEXT_TO_IMAGE = {
 }
 
 
+# Name -> what the list of commands says of it, and what its own help says.
+COMMANDS = {
+    "generate": (
+        "make pictures",
+        "Make pictures, as PNG files.",
+    ),
+    "batch": (
+        "make many pictures, on many devices",
+        "Make a picture for each row of a table, as `generate` would: OUTPUT/000001.png and so on. "
+        "Columns are options of `generate` (prompt, style, content, seed, ...), or `output`, a file's "
+        "name. The options here stand in where the table says nothing. What is made already is not made "
+        "again. On several devices: accelerate launch --multi_gpu --num_processes N -m instantstyle "
+        "batch ...",
+    ),
+    "encode": (
+        "make a style file of a reference",
+        "Encode a reference once. The file takes the place of the picture in `generate --style`, and "
+        "needs neither IP-Adapter nor image encoder there. It is in float16, unless --dtype says "
+        "otherwise.",
+    ),
+    "show": (
+        "show what a style file is made of",
+        "Show a style file.",
+    ),
+    "blocks": (
+        "show where a model can see the reference",
+        "Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
+    ),
+    "grid": (
+        "compare methods in one labelled picture",
+        "Make one labelled picture of references x prompts x methods, each cell from the same seed.",
+    ),
+    "probe": (
+        "find what each attention block carries",
+        "Let one attention block at a time see the reference, and all but one; propose presets. Where "
+        "the model folder has judges (the embedded checkpoint), they say what each block carries. With "
+        "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: "
+        "likeness to the reference counts its content and layout as well as its style.",
+    ),
+    "evaluate": (
+        "measure what is taken from references",
+        "Measure, on the embedded checkpoint, how much style, content and layout of a reference each way "
+        'of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
+    ),
+    "export": (
+        "write the plugin's Hub repository into a folder",
+        "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
+        "loads it, a model card with pictures, and example style files.",
+    ),
+    "publish": (
+        "put the plugin's repository on the Hub",
+        "Upload what `instantstyle export` writes. The repository is made if it is not there; what it "
+        "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
+    ),
+    "demo": (
+        "try it in a browser",
+        'Serve a page to try it in a browser, and with gradio_client. Needs Gradio: pip install "instantstyle[demo]"',
+    ),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -78,82 +139,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    add_generate(commands.add_parser("generate", help="make pictures", description="Make pictures, as PNG files."))
-    add_batch(
-        commands.add_parser(
-            "batch",
-            help="make many pictures, on many devices",
-            description="Make a picture for each row of a table, as `generate` would: OUTPUT/000001.png and so on. "
-            "Columns are options of `generate` (prompt, style, content, seed, ...), or `output`, a file's name. The "
-            "options here stand in where the table says nothing. What is made already is not made again. On several "
-            "devices: accelerate launch --multi_gpu --num_processes N -m instantstyle batch ...",
-        )
-    )
-    add_encode(
-        commands.add_parser(
-            "encode",
-            help="make a style file of a reference",
-            description="Encode a reference once. The file takes the place of the picture in `generate --style`, and "
-            "needs neither IP-Adapter nor image encoder there. It is in float16, unless --dtype says otherwise.",
-        )
-    )
-    add_show(commands.add_parser("show", help="show what a style file is made of", description="Show a style file."))
-    add_blocks(
-        commands.add_parser(
-            "blocks",
-            help="show where a model can see the reference",
-            description="Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
-        )
-    )
-    add_grid(
-        commands.add_parser(
-            "grid",
-            help="compare methods in one labelled picture",
-            description="Make one labelled picture of references x prompts x methods, each cell from the same seed.",
-        )
-    )
-    add_probe(
-        commands.add_parser(
-            "probe",
-            help="find what each attention block carries",
-            description="Let one attention block at a time see the reference, and all but one; propose presets. "
-            "Where the model folder has judges (the embedded checkpoint), they say what each block carries. With "
-            "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: likeness to "
-            "the reference counts its content and layout as well as its style.",
-        )
-    )
-    add_evaluate(
-        commands.add_parser(
-            "evaluate",
-            help="measure what is taken from references",
-            description="Measure, on the embedded checkpoint, how much style, content and layout of a reference each "
-            'way of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
-        )
-    )
-    add_export(
-        commands.add_parser(
-            "export",
-            help="write the plugin's Hub repository into a folder",
-            description="Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
-            "loads it, a model card with pictures, and example style files.",
-        )
-    )
-    add_publish(
-        commands.add_parser(
-            "publish",
-            help="put the plugin's repository on the Hub",
-            description="Upload what `instantstyle export` writes. The repository is made if it is not there; what it "
-            "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
-        )
-    )
-    add_demo(
-        commands.add_parser(
-            "demo",
-            help="try it in a browser",
-            description="Serve a page to try it in a browser, and with gradio_client. Needs Gradio: "
-            'pip install "instantstyle[demo]"',
-        )
-    )
+    for add in (
+        add_generate,
+        add_batch,
+        add_encode,
+        add_show,
+        add_blocks,
+        add_grid,
+        add_probe,
+        add_evaluate,
+        add_export,
+        add_publish,
+        add_demo,
+    ):
+        name = add.__name__.removeprefix("add_")
+        short, long = COMMANDS[name]
+        add(commands.add_parser(name, help=short, description=long))
     return parser
 
 
@@ -182,7 +183,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="with these weights, so that it loads with no `custom_pipeline`: a folder in diffusers' layout, or "
         "the embedded checkpoint if nothing is named",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
 
 
 def add_blocks(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +217,7 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=number, default=5.0, metavar="X", help="default: %(default)s")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of every cell; default: %(default)s")
     add_machine(parser.add_argument_group("models and machine"))
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.set_defaults(**ONLY_TEXT_TO_IMAGE)
 
 
@@ -234,7 +235,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         "--save", metavar="FILE", help="write a copy of the adapter that carries the proposed presets (.safetensors)"
     )
     add_machine(parser.add_argument_group("models and machine"))
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.set_defaults(scale=1.0, content=None, **ONLY_TEXT_TO_IMAGE)
 
 
@@ -269,7 +270,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="WHERE",
         help="the embedded checkpoint, or the folder of one that was trained like it; default: %(default)s",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -321,7 +322,7 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
         "--weights", type=numbers, metavar="X,...", help="how much each picture counts; default: all the same"
     )
     add_machine(parser.add_argument_group("models and machine"))
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None, **ONLY_GENERATE)
 
 
@@ -348,7 +349,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser.add_argument_group("other pictures"))
     add_large(parser.add_argument_group("large pictures"))
     add_machine(parser.add_argument_group("models and machine"), spread=True)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
@@ -365,7 +366,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=seed, metavar="N", help="default: a random one for each picture")
     add_pictures(parser.add_argument_group("other pictures"))
     add_machine(parser.add_argument_group("models and machine"), spread=True)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_quiet(parser)
     parser.set_defaults(num_images=1, **LARGE)
 
 
@@ -469,6 +470,11 @@ def add_machine(group: argparse._ArgumentGroup, spread: bool = False) -> None:
         group.add_argument(
             "--device-map", choices=("balanced",), help="spread a model that is too large for one device over all"
         )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add the option to show no progress."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
 
 def add_model(parser: argparse._ActionsContainer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -35,6 +34,7 @@ from instantstyle.conditions import (
     quick_conditions,
 )
 from instantstyle.console import calm
+from instantstyle.extras import need
 from instantstyle.files import output_folder
 from instantstyle.metrics import Scores, at_equal_style, difference, estimate, score
 from instantstyle.models import ADAPTER_FILES, TINY, read_unet_config
@@ -123,8 +123,7 @@ def check(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other, and a missing package, before anything is computed."""
     if options.quick and (options.curves or options.pairs or options.seeds):
         raise ValueError("--quick chooses its own few pictures; leave out --curves, --pairs and --seeds.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('evaluate draws with matplotlib, which is missing: pip install "instantstyle[evaluate]"')
+    need("matplotlib", "evaluate", "evaluate draws with matplotlib")
 
 
 def find_checkpoint(model: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from instantstyle import models
 from instantstyle.console import hushed
+from instantstyle.extras import need
 
 
 STEPS, GUIDANCE = 30, 5.0  # without a recipe
@@ -159,8 +159,8 @@ def find_weights(recipe: Recipe, family: str, given: str | None = None) -> Path 
     if text is None:
         return None
     path = _fetch(*models.find_file("--fast-weights", text, _default_file(recipe, family)))
-    if is_lora(path) and importlib.util.find_spec("peft") is None:
-        raise ValueError('a LoRA is loaded with peft, which is missing: pip install "instantstyle[fast]"')
+    if is_lora(path):
+        need("peft", "fast", "a LoRA is loaded with peft")
     return path
 
 

@@ -44,6 +44,11 @@ class Picture:
     file: str
     sha256: str
 
+    @property
+    def written(self) -> dict[str, str]:
+        """What the recipe keeps."""
+        return {"file": self.file, "sha256": self.sha256}
+
 
 def run(options: argparse.Namespace) -> None:
     """Make the pictures that the command line asks for; their paths go to standard output.
@@ -435,7 +440,7 @@ def describe(
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the recipe that all pictures of this run share: names and fingerprints, but no local path."""
-    files = {name: {"file": picture.file, "sha256": picture.sha256} for name, picture in pictures.items()}
+    files = {name: picture.written for name, picture in pictures.items()}
     return {
         "versions": versions(),
         **asked(options, model, adapter, files if style is None else {**files, "style": style}, arguments),

@@ -115,7 +115,7 @@ def read_method(text: str) -> Targets:
 
 def one_content(options: argparse.Namespace) -> argparse.Namespace:
     """Say the options as `generate` knows them, which has one content."""
-    return argparse.Namespace(**{**vars(options), "content": (options.content or [None])[0]})
+    return reading.changed(options, content=(options.content or [None])[0])
 
 
 def choose(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from instantstyle.generate import ENCODED, is_style_file
-from instantstyle.reading import content_scale, count, fraction, number, seed, size, targets
+from instantstyle.reading import changed, content_scale, count, fraction, number, seed, size, targets
 
 
 EXTRA = "cells than columns"  # where the CSV reader puts them
@@ -74,7 +74,7 @@ class Row:
             defaults: What the command line says, for what the row leaves open. A style file is encoded already, so
                 what steers the encoding is not for rows that name one.
         """
-        own = argparse.Namespace(**{**vars(defaults), **self.given})
+        own = changed(defaults, **self.given)
         if own.style is not None and is_style_file(own):
             for name in ENCODED:
                 setattr(own, name, self.given.get(name))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from instantstyle.conditions import Condition
 from instantstyle.pairs import Pairs, make_seed
+from instantstyle.sharing import sibling
 from instantstyle.tiny import world
 
 
@@ -48,7 +49,7 @@ def make_pictures(
     if condition.method == "adapter":
         pipe.set_target_blocks(condition.target_blocks, scale=condition.scale)
     if condition.method == "img2img":
-        pipe = image_to_image(pipe)
+        pipe = sibling(pipe, "StableDiffusionXLInstantStyleImg2ImgPipeline")
     rows = [(row, seed) for row in range(len(pairs)) for seed in seeds]
     parts = []
     for start in range(0, len(rows), batch):
@@ -59,20 +60,6 @@ def make_pictures(
         if progress is not None:
             progress(len(part))
     return torch.cat(parts).unflatten(0, (len(pairs), len(seeds)))
-
-
-def image_to_image(pipe: Any) -> Any:
-    """Return the image-to-image pipeline of the same parts."""
-    import instantstyle
-
-    # Not `from_pipe`, which warns of a conversion to the precision that the parts already have.
-    other = instantstyle.StableDiffusionXLInstantStyleImg2ImgPipeline(
-        **pipe.components,
-        force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
-        add_watermarker=False,
-    )
-    other.set_progress_bar_config(disable=True)
-    return other
 
 
 def call_arguments(pipe: Any, condition: Condition, pairs: Pairs, rows: list[int], steps: int) -> dict[str, Any]:

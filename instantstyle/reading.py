@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 
 PIXELS = 8  # what the autoencoders of both families need sides to be a multiple of
@@ -31,6 +32,11 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def changed(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
+    """Return options of which some are changed."""
+    return argparse.Namespace(**{**vars(options), **changes})
 
 
 def enlargement(text: str) -> float:

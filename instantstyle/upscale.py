@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from instantstyle import fast
-from instantstyle.console import hushed
-from instantstyle.reading import PIXELS
+from instantstyle.reading import PIXELS, changed
+from instantstyle.sharing import sibling
 
 
 STRENGTH = 0.3
@@ -48,18 +48,14 @@ def repaint(
         style: The encoded style in place of a reference, or None.
         pictures: What was painted.
     """
-    import instantstyle
     from instantstyle import generate  # which imports this file
 
-    again = {**vars(options), "image": "enlarged", "strength": strength(options), "num_images": 1}
-    variant = getattr(instantstyle, generate.variant_name(argparse.Namespace(**again), family))
-    with hushed():  # diffusers warns of every cast, also to what is there
-        second = variant.from_pipe(pipe, dtype=pipe.dtype)
-    second.set_progress_bar_config(**pipe._progress_bar_config)
+    again = changed(options, image="enlarged", strength=strength(options), num_images=1)
+    second = sibling(pipe, generate.variant_name(again, family))
     painted: list[Image.Image] = []
     for index, picture in enumerate(pictures):
         prompt = options.prompt[index // options.num_images]
-        own = argparse.Namespace(**{**again, "prompt": [prompt], "seed": options.seed + index})
+        own = changed(again, prompt=[prompt], seed=options.seed + index)
         larger = enlarge({**given, "image": picture}, options.upscale)
         painted += second(**generate.call_arguments(own, second, larger, style)).images
     return painted

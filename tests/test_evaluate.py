@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import importlib.util
 import json
 import math
 import operator
@@ -567,10 +568,8 @@ def test_wrong_conditions_are_refused(run, tmp_path, content, message):
 
 
 def test_without_matplotlib_nothing_is_computed(run, monkeypatch):
-    find = evaluate.importlib.util.find_spec
-    monkeypatch.setattr(
-        evaluate.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     _, error, tasks = run("--quick", code=2)
     assert 'pip install "instantstyle[evaluate]"' in error
     assert tasks == []

@@ -129,8 +129,8 @@ def paint(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusi
     return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1), neg_content_prompt="a rabbit")
 
 
-def paint_stock(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusion_xl") -> np.ndarray:
-    """Paint with a stock pipeline: every block sees the picture, and what it shows stays."""
+def paint_reference(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusion_xl") -> np.ndarray:
+    """Load the adapter and paint in the style of a picture, what it shows included."""
     pipe.set_progress_bar_config(disable=True)
     pipe.load_ip_adapter(*adapter)
     return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1))
@@ -157,7 +157,7 @@ def right(model: Path, adapter: Adapter) -> np.ndarray:
 @pytest.fixture(scope="module")
 def wrong(model: Path, adapter: Adapter) -> np.ndarray:
     """Paint with the stock class in this process."""
-    return paint_stock(StableDiffusionXLPipeline.from_pretrained(model), adapter)
+    return paint_reference(StableDiffusionXLPipeline.from_pretrained(model), adapter)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_from_the_hub(model: Path, adapter: Adapter, right: np.ndarray, wrong: n
     assert hub.unknown == []
     same(found["plugin"], right, wrong)
     expected = paint(variant, adapter, host.name)
-    broken = paint_stock(make(host, StableDiffusionXLImg2ImgPipeline), adapter, host.name)
+    broken = paint_reference(make(host, StableDiffusionXLImg2ImgPipeline), adapter, host.name)
     same(found["variant"], expected, broken)
     same(found["cached"], expected, broken)
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import load_image
-from hosts import HOSTS, picture, pixels, write_adapter, write_checkpoint
+from hosts import write_adapter, write_checkpoint
 from hub import TOKEN, Hub, serve
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_examples import examples
-from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, run
+from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
 
 import instantstyle
 from instantstyle import Style, checkpoint, cli, gallery, publish, tiny
@@ -321,13 +321,6 @@ def test_the_card_measures_what_the_readme_does(exported: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def paint(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusion_xl") -> np.ndarray:
-    """Load the adapter and paint in the style of a picture."""
-    pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(*adapter)
-    return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1))
-
-
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """Write an adapter for SD1.5."""
@@ -345,24 +338,26 @@ LOADING = """
         return pipe
 
     plain, img2img, xl_img2img = "pipeline_instantstyle", IMG2IMG, "stable_diffusion_xl_img2img"
-    found["plugin"] = paint(load("someone/model", plain, custom_pipeline="someone/instantstyle"), OWN_ADAPTER)
-    found["checkpoint"] = paint(load("someone/tiny", plain), OWN_ADAPTER)
+    pipe = load("someone/model", plain, custom_pipeline="someone/instantstyle")
+    found["plugin"] = paint_reference(pipe, OWN_ADAPTER)
+    found["checkpoint"] = paint_reference(load("someone/tiny", plain), OWN_ADAPTER)
 
-    found["name"] = paint(load("someone/tiny", img2img, custom_pipeline=img2img), OWN_ADAPTER, xl_img2img)
+    found["name"] = paint_reference(load("someone/tiny", img2img, custom_pipeline=img2img), OWN_ADAPTER, xl_img2img)
     code = snapshot_download("someone/instantstyle", allow_patterns="*.py")
-    found["code"] = paint(
+    found["code"] = paint_reference(
         load("someone/model", img2img, custom_pipeline=f"{code}/{img2img}.py"), OWN_ADAPTER, xl_img2img
     )
-    found["pushed"] = paint(load("someone/pushed", img2img), OWN_ADAPTER, xl_img2img)
-    found["saved"] = paint(load("someone/saved", img2img), OWN_ADAPTER, xl_img2img)
+    found["pushed"] = paint_reference(load("someone/pushed", img2img), OWN_ADAPTER, xl_img2img)
+    found["saved"] = paint_reference(load("someone/saved", img2img), OWN_ADAPTER, xl_img2img)
     for file, name in VARIANTS.items():
         cls = dynamic_modules_utils.get_class_from_dynamic_module(code, file, trust_remote_code=True)
         assert cls.__name__ == name
 
-    found["mine"] = paint(load("someone/mine", "pipeline_instantstyle_stable_diffusion"), ADAPTER, "stable_diffusion")
+    pipe = load("someone/mine", "pipeline_instantstyle_stable_diffusion")
+    found["mine"] = paint_reference(pipe, ADAPTER, "stable_diffusion")
 
     dynamic_modules_utils.get_diffusers_versions = lambda: [diffusers.__version__]
-    found["mirror"] = paint(load("someone/model", plain, custom_pipeline=plain), OWN_ADAPTER)
+    found["mirror"] = paint_reference(load("someone/model", plain, custom_pipeline=plain), OWN_ADAPTER)
 
     for block in CARD:
         exec(block.replace("steps=30", "steps=30, generator=torch.Generator().manual_seed(0)"))
@@ -389,7 +384,7 @@ def found(mine: Path, adapter: Adapter, exported: Path, tmp_path_factory: pytest
         given |= {"OWN_ADAPTER": OWN_ADAPTER, "IMG2IMG": IMG2IMG, "VARIANTS": VARIANTS}
         process = tmp_path_factory.mktemp("process")
         hub.unknown.clear()  # an upload may ask who uploads, and can do without an answer
-        found = run(process, LOADING, given, [paint], hub=hub.url)
+        found = run(process, LOADING, given, [paint_reference], hub=hub.url)
         assert hub.unknown == []
         published = {name: files_in(one.folder) for name, one in hub.repositories.items()}
     return {**found, "published": published}
@@ -416,7 +411,7 @@ def test_the_embedded_checkpoint_is_published_whole(found: dict[str, Any]) -> No
 def local(variant: str, host: str = "stable_diffusion_xl") -> np.ndarray:
     """Paint with the class of the package in this process."""
     cls = getattr(instantstyle, variant, None) or getattr(diffusers, variant)
-    return paint(cls.from_pretrained(tiny.path()), (str(tiny.path()), *OWN_ADAPTER[1:]), host)
+    return paint_reference(cls.from_pretrained(tiny.path()), (str(tiny.path()), *OWN_ADAPTER[1:]), host)
 
 
 @pytest.mark.parametrize("ways", [("plugin", "checkpoint", "mirror"), ("name", "code", "pushed", "saved")])
@@ -433,7 +428,7 @@ def test_what_is_published_paints_as_the_package(ways: tuple[str, ...], found: d
 def test_a_users_checkpoint_paints_as_before(found: dict[str, Any], mine: Path, adapter: Adapter) -> None:
     """The user's own weights are loaded, by the variant of their family."""
     right, wrong = (
-        paint(cls.from_pretrained(mine), adapter, "stable_diffusion")
+        paint_reference(cls.from_pretrained(mine), adapter, "stable_diffusion")
         for cls in (instantstyle.StableDiffusionInstantStylePipeline, diffusers.StableDiffusionPipeline)
     )
     assert np.abs(found["mine"] - right).max() <= TOLERANCE

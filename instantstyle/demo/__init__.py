@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 import threading
 
 from instantstyle.console import calm
+from instantstyle.extras import need
 
 
 def run(options: argparse.Namespace) -> None:
@@ -17,8 +17,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: A user's mistake, or Gradio is missing.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError('demo is made with Gradio, which is missing: pip install "instantstyle[demo]"')
+    need("gradio", "demo", "demo is made with Gradio")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     with calm(sys.stderr.isatty()):
         from instantstyle.demo.server import serve

@@ -130,17 +130,7 @@ class Page:
         self.status = gr.HTML("Ready.", elem_id="status", padding=False)
         with gr.Tabs() as self.tabs:
             with gr.Tab("Pictures", id="pictures"):
-                self.gallery = gr.Gallery(
-                    show_label=False,
-                    label="Pictures",
-                    format="png",
-                    columns=2,
-                    object_fit="contain",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_id="pictures",
-                    elem_classes=self.crisp,
-                )
+                self.gallery = self._show_pictures("Pictures", elem_id="pictures", columns=2)
             with gr.Tab("Comparison", id="comparison"):
                 self._show_comparison()
             with gr.Tab("Recipe", id="recipe"):
@@ -152,19 +142,21 @@ class Page:
                     elem_id="dropped",
                 )
 
-    def _show_comparison(self) -> None:
-        self.compared = gr.Gallery(
+    def _show_pictures(self, label: str, **layout: Any) -> gr.Gallery:
+        return gr.Gallery(
             show_label=False,
-            label="No reference, plain IP-Adapter, InstantStyle",
+            label=label,
             format="png",
-            columns=len(METHODS),
-            height=230,
             object_fit="contain",
             interactive=False,
             buttons=["download", "fullscreen"],
-            elem_id="compared",
             elem_classes=self.crisp,
+            **layout,
         )
+
+    def _show_comparison(self) -> None:
+        named = "No reference, plain IP-Adapter, InstantStyle"
+        self.compared = self._show_pictures(named, elem_id="compared", columns=len(METHODS), height=230)
         self.slider = gr.ImageSlider(
             label="Left and right", type="filepath", format="png", elem_id="slider", elem_classes=self.crisp
         )

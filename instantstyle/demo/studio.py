@@ -14,12 +14,13 @@ from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.utils import load_image
 from PIL import Image, ImageOps
 
-import instantstyle
 from instantstyle import generate, models
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.preview import previews
 from instantstyle.demo.settings import EVERYTHING, Reference, Settings
 from instantstyle.generate import Picture
+from instantstyle.reading import changed
+from instantstyle.sharing import sibling
 from instantstyle.style import Style
 from pipeline_instantstyle import adapter_state, attention_blocks, presets, resolve_target_blocks
 
@@ -80,7 +81,7 @@ class Studio:
         self.options = options
         # On all blocks, so that another choice of them reads no file.
         alone = {"image": None, "mask": None, "controlnet": None, "target_blocks": list(EVERYTHING), "scale": 1.0}
-        self.pipe = generate.load(with_(options, **alone), self.model, self.adapter)
+        self.pipe = generate.load(changed(options, **alone), self.model, self.adapter)
         name = options.controlnet or (models.TINY if options.model == models.TINY else None)
         self.controlnet_name, self.controlnet = name, self._load_controlnet(name) if name else None
         self.pipe.set_progress_bar_config(disable=True)
@@ -208,7 +209,7 @@ class Studio:
         """The settings in the form that `generate` has them."""
         chosen = {field.name: getattr(settings, field.name) for field in fields(settings)}
         chosen |= {"prompt": [settings.prompt], "controlnet": self.controlnet_name if settings.control_image else None}
-        return with_(self.options, **chosen)
+        return changed(self.options, **chosen)
 
     def _check_control(self, settings: Settings) -> None:
         if settings.control_image and self.controlnet is None:
@@ -219,9 +220,7 @@ class Studio:
         name = generate.variant_name(options, self.model.family)
         if name not in self._pipelines:
             parts = {"controlnet": self.controlnet} if options.controlnet else {}
-            pipe = getattr(instantstyle, name).from_pipe(self.pipe, dtype=self.pipe.dtype, **parts)
-            self._pipelines[name] = generate.place(pipe, self.options)
-            pipe.set_progress_bar_config(disable=True)
+            self._pipelines[name] = generate.place(sibling(self.pipe, name, **parts), self.options)
         return self._pipelines[name]
 
     def _arguments(self, settings: Settings, options: argparse.Namespace, pipe: Any, style: Any) -> dict[str, Any]:
@@ -232,7 +231,7 @@ class Studio:
             return generate.call_arguments(options, pipe, given, None) | {"target_blocks": blocks}
         # What a style is without was removed when it was encoded.
         encoded = style or self._styles(settings)
-        arguments = generate.call_arguments(with_(options, content=None), pipe, given, encoded)
+        arguments = generate.call_arguments(changed(options, content=None), pipe, given, encoded)
         return arguments | (masking(settings) if settings.masked else {})
 
     def _styles(self, settings: Settings) -> Style | tuple[Style, ...]:
@@ -249,11 +248,6 @@ class Studio:
             target_blocks=dict(settings.target_blocks),
             weights=[reference.weight for reference in references],
         )
-
-
-def with_(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
-    """Return options of which some are changed."""
-    return argparse.Namespace(**{**vars(options), **changes})
 
 
 def tell_part(tell: Tell, number: int, count: int, step: Step) -> None:
@@ -320,15 +314,10 @@ def own(settings: Settings, index: int, image: Image.Image) -> dict[str, Any]:
     if not settings.single and not settings.style:
         recipe["references"] = [
             {
-                **fingerprint(one.picture),
+                **one.picture.written,
                 "weight": one.weight,
-                "mask": fingerprint(one.mask) if one.mask else None,
+                "mask": one.mask.written if one.mask else None,
             }
             for one in settings.references
         ]
     return recipe
-
-
-def fingerprint(picture: Picture) -> dict[str, str]:
-    """What a recipe keeps of a picture."""
-    return {"file": picture.file, "sha256": picture.sha256}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from instantstyle.baking import fingerprint
 from instantstyle.files import atomically
 from instantstyle.tiny import world
 from instantstyle.tiny.train import loop
@@ -29,24 +29,16 @@ def make_latents(work: Path, device: torch.device, rank: int, processes: int) ->
         return vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor
 
     # The decoder, which is trained on later, decides no latents.
-    weights = {name: tensor for name, tensor in vae.state_dict().items() if "decoder." not in name}
-    return make(work / "latents" / fingerprint(weights), encode, device, rank, processes)
+    known = fingerprint(vae.encoder, vae.quant_conv, exact=True)
+    return make(work / "latents" / known, encode, device, rank, processes)
 
 
 def make_image_embeds(work: Path, device: torch.device, rank: int, processes: int) -> Path:
     """Write this process's share of the shards of image embeddings that are not there yet; return their folder."""
     folder = work / "checkpoint" / "sdxl_models" / "image_encoder"
     encoder = CLIPVisionModelWithProjection.from_pretrained(folder).to(device)
-    known = work / "image_embeds" / fingerprint(encoder.state_dict())
+    known = work / "image_embeds" / fingerprint(encoder, exact=True)
     return make(known, lambda pictures: encoder(normalise(pictures)).image_embeds, device, rank, processes)
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Name an encoder by its weights, so that another one's shards are not taken for its own."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,7 @@ def train(stage: Stage, *, rank: int = 0, processes: int = 1) -> None:
             means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[-1]}
             bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()}, refresh=False)
             spent = seconds + time.monotonic() - started
-            with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": step + 1, "seconds": round(spent, 1), **means}) + "\n")
+            write_log(folder / "log.jsonl", {"step": step + 1, "seconds": round(spent, 1), **means})
             if time.monotonic() - saved > SAVE_SECONDS:
                 write_state(folder / "state.pt", network, optimizers, step + 1, spent)
                 saved = time.monotonic()
@@ -119,6 +118,12 @@ def train(stage: Stage, *, rank: int = 0, processes: int = 1) -> None:
         network.eval()
         write_state(folder / "state.pt", network, optimizers, stage.steps, seconds + time.monotonic() - started)
         finish(stage, folder)
+
+
+def write_log(path: Path, row: Mapping[str, float]) -> None:
+    """Add a row to a stage's log."""
+    with path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(row) + "\n")
 
 
 def finish(stage: Stage, folder: Path) -> None:
