@@ -397,13 +397,34 @@ def generate(out: Path, *words: str, style: str = REFERENCE) -> np.ndarray:
     return np.asarray(Image.open(out), dtype=np.int16)
 
 
-def test_hires_on_the_command_line(adapter: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+@pytest.fixture(scope="module")
+def model(adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a model of the full topology, with its adapter."""
+    folder = tmp_path_factory.mktemp("model")
     build("StableDiffusionXLPipeline").save_pretrained(folder)
     weights = folder / "sdxl_models" / "ip-adapter_sdxl.safetensors"
     weights.parent.mkdir()
     save_file({f"{part}.{key}": value for part, state in adapter.items() for key, value in state.items()}, weights)
-    words = ["--model", str(folder), "--size", str(SIDE), "--steps", str(STEPS)]
+    return str(folder)
+
+
+def test_some_rows_of_a_batch_are_large(model: str, tmp_path: Path) -> None:
+    """And each is what `generate` makes of it, with those of its kind in one call."""
+    rows = [{"prompt": "a heart", "seed": seed, "hires": hires} for seed, hires in enumerate((True, False, True))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--style", REFERENCE, "--model", model, "--size", str(SIDE), "--steps", "3"]
+    assert cli.main(["batch", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "out"), *words]) == 0
+    alone = tmp_path / "alone.png"
+    for number, row in list(enumerate(rows))[1:]:
+        made = np.asarray(Image.open(tmp_path / "out" / f"00000{number + 1}.png"), dtype=np.int16)
+        for switch in ([], ["--hires"]):
+            own = [*words[2:], "--seed", str(number), *switch]
+            distance = abs(made - generate(alone, *own)).max()
+            assert distance <= 1 if row["hires"] == bool(switch) else distance > 10
+
+
+def test_hires_on_the_command_line(adapter: Any, model: str, tmp_path: Path) -> None:
+    words = ["--model", model, "--size", str(SIDE), "--steps", str(STEPS)]
     out = tmp_path / "heart.png"
     made = generate(out, *words, "--hires")
     assert recipe.read(out)["hires"] is True
