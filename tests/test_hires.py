@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hosts import (
     UNET_WIDTHS,
     _controlnet,
     _unet,
+    _with_controlnet_union,
     adapter_state,
     components,
     feature_extractor,
@@ -35,7 +37,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import instantstyle
-from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe
+from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe, with_instantstyle
 
 
 ROOT = Path(__file__).parents[1]
@@ -55,16 +57,16 @@ def adapter() -> Any:
     return adapter_state("sdxl", unet=_unet("sdxl", **FULL))
 
 
-def build(name: str, family: str = "sdxl") -> Any:
-    """Build a pipeline of ours or of diffusers, by its class's name, on a tiny UNet of the family's full topology."""
+def build(name: Any, family: str = "sdxl", **more: Any) -> Any:
+    """Build a pipeline of ours or of diffusers, by its class or its name, on a tiny UNet of the full topology."""
     parts = components(family)
     if family == "sdxl":
         parts["unet"] = _unet("sdxl", **FULL)
         parts |= {"image_encoder": image_encoder("sdxl"), "feature_extractor": feature_extractor()}
-    if "ControlNet" in name:
+    if "ControlNet" in str(name):
         parts["controlnet"] = _controlnet(family)
-    cls = getattr(instantstyle, name, None) or getattr(diffusers, name)
-    pipe = cls(**parts)
+    cls = (getattr(instantstyle, name, None) or getattr(diffusers, name)) if isinstance(name, str) else name
+    pipe = cls(**{**parts, **more})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -173,26 +175,51 @@ def test_with_a_controlnet_it_paints_as_the_librarys_own_pipeline(monkeypatch: p
     assert differ(made, paint(variant, **inputs, control_guidance_end=0.6))
 
 
-CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 5}
+CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 3}
 
 
-def test_a_controlnet_and_an_adapter_work_together(adapter: Any) -> None:
+SIZE = {"width": SIDE, "height": SIDE}
+# Host -> its own parts, what it is given, and what of that makes another picture.
+OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
+    "StableDiffusionXLControlNetPipeline": (
+        lambda: {"controlnet": _controlnet("sdxl")},
+        CONTROL,
+        {"controlnet_conditioning_scale": 0.1},
+    ),
+    "StableDiffusionXLControlNetPipeline, two": (
+        lambda: {"controlnet": [_controlnet("sdxl"), _controlnet("sdxl")]},
+        {**CONTROL, "image": [CONTROL["image"]] * 2, "controlnet_conditioning_scale": [0.8, 0.5]},
+        {"controlnet_conditioning_scale": [0.8, 0.1]},
+    ),
+    "StableDiffusionXLControlNetUnionPipeline": (
+        lambda: {"controlnet": _with_controlnet_union()["controlnet"]},
+        {"control_image": CONTROL["image"], "control_mode": 1, "num_inference_steps": 3, **SIZE},
+        {"controlnet_conditioning_scale": 0.1},
+    ),
+    "StableDiffusionXLPAGPipeline": (
+        lambda: {"pag_applied_layers": ["down_blocks.1", "mid"]},
+        {"pag_scale": 3.0, "num_inference_steps": 3, **SIZE},
+        {"pag_scale": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_guides_and_an_adapter_work_together(name: str, adapter: Any) -> None:
     """Which the library's own pipeline cannot. Here the host is the measure, with the same help."""
-    pipes = [
-        load(build(f"StableDiffusionXL{kind}ControlNetPipeline"), adapter)
-        for kind in ("", "InstantStyle", "InstantStyle")
-    ]
-    stock, variant, plain = pipes
+    parts, inputs, change = OTHERS[name]
+    host = getattr(diffusers, name.partition(",")[0])
+    stock, variant = (load(build(cls, **parts()), adapter) for cls in (host, with_instantstyle(host)))
+    inputs = {**inputs, **reference()}
+    small = paint(variant, **inputs)
     for pipe in (stock, variant):
         enable_hidiffusion(pipe)
-    made = paint(variant, **CONTROL, **reference())
-    assert same(made, paint(stock, **CONTROL, **reference()), TOLERANCE)
-    for other in (
-        paint(variant, **CONTROL, **reference(2)),
-        paint(variant, **CONTROL, **reference(), controlnet_conditioning_scale=0.1),
-        paint(plain, **CONTROL, **reference()),
-    ):
+    made = paint(variant, **inputs)
+    assert same(made, paint(stock, **inputs), TOLERANCE)
+    for other in (small, paint(variant, **{**inputs, **reference(2)}), paint(variant, **{**inputs, **change})):
         assert differ(made, other)
+    disable_hidiffusion(variant)
+    assert same(small, paint(variant, **inputs))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,6 +319,38 @@ def test_a_picture_depends_on_its_seeds_alone() -> None:
         assert differ(first, paint(pipe))
 
 
+def test_a_pipeline_that_shares_the_unet_is_refused_until_it_is_enabled() -> None:
+    """The library goes by the number of steps of the pipeline that it was given."""
+    pipe, alone = (build("StableDiffusionXLInstantStylePipeline") for _ in range(2))
+    enable_hidiffusion(pipe)
+    other, short = type(pipe).from_pipe(pipe, dtype=torch.float32), {"num_inference_steps": 2}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`enable_hidiffusion` was given another pipeline"):
+            paint(other, **short)
+        paint(pipe, **short)
+    assert pipe.num_timesteps == 2
+    enable_hidiffusion(other)
+    enable_hidiffusion(alone)
+    assert same(paint(other, **short), paint(alone, **short))
+    disable_hidiffusion(pipe)
+    disable_hidiffusion(alone)
+    assert same(paint(pipe, **short), paint(alone, **short))
+
+
+def test_what_is_saved_meanwhile_is_what_was_there(tmp_path: Path) -> None:
+    pipe = build("StableDiffusionXLInstantStylePipeline")
+
+    def saved() -> dict[str, bytes]:
+        pipe.unet.save_pretrained(tmp_path)
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    before = saved()
+    enable_hidiffusion(pipe)
+    assert saved() == before
+    pipe.unet.conv_in.bias.data += 1
+    assert saved() != before
+
+
 def test_a_failed_pass_puts_the_random_state_back() -> None:
     pipe = build("StableDiffusionXLInstantStylePipeline")
     enable_hidiffusion(pipe)
@@ -375,6 +434,20 @@ def test_parts_that_it_cannot_change_are_refused_and_nothing_is_changed() -> Non
     pipe.unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
     with pytest.raises(ValueError, match="Use model offloading, not sequential or group offloading"):
         enable_hidiffusion(pipe)
+
+
+@pytest.mark.parametrize("part", ["", "unet", "unet.mid_block"])
+def test_a_compiled_unet_is_refused(part: str) -> None:
+    pipe = build("StableDiffusionXLInstantStylePipeline")
+    clean = trace(pipe)
+    if part:
+        operator.attrgetter(part)(pipe).compile(backend="eager")
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with pytest.raises(ValueError, match="`pipe.unet` is compiled, but HiDiffusion changes its course"):
+        enable_hidiffusion(pipe)
+    pipe.unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
+    assert {name: found[0] for name, found in trace(pipe).items()} == {name: found[0] for name, found in clean.items()}
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
