@@ -82,6 +82,7 @@ def prepare(options: argparse.Namespace, processes: Any) -> Job:
         with manifest.at(row.place):
             own = job.ask(row)
             generate.check_hires(own, model)
+            generate.check_strength(own, model)
             if adapter := job.adapter_for(own):
                 generate.check_content_encoder(own, model, adapter)
     folder.mkdir(exist_ok=True)

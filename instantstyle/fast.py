@@ -125,6 +125,13 @@ def check(options: argparse.Namespace) -> None:
         )
 
 
+def check_part(option: str, part: float | None, options: argparse.Namespace) -> None:
+    """Refuse a strength that leaves no step to a pass that starts from a picture."""
+    steps, _ = sampling(options)
+    if part is not None and int(steps * part) < 1:
+        raise ValueError(f"{option} {part:g} of {steps} steps leaves none; give more of either.")
+
+
 def describe(options: argparse.Namespace, family: str) -> dict[str, Any] | None:
     """What a picture's recipe keeps of --fast, beside steps and guidance."""
     if options.fast is None:

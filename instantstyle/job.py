@@ -102,11 +102,9 @@ def find_missing(job: Job, numbers: Sequence[int], failed: dict[int, str]) -> li
 
 def expected(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Write what the recipe of a row's picture must say."""
-    import instantstyle
-
     names = [name for name in generate.PICTURES if getattr(options, name)]
     named = {name: job.reader.describe(generate.option(name), getattr(options, name)) for name in names}
-    used = generate.strengths(options, getattr(instantstyle, generate.variant_name(options, job.model.family)))
+    used = generate.strengths(options, generate.variant_class(options, job.model))
     return generate.asked(options, job.model, job.adapter_for(options), named, used)
 
 

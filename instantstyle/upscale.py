@@ -25,9 +25,7 @@ def strength(options: argparse.Namespace) -> float | None:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse a second pass without a step, before the first."""
-    part, (steps, _) = strength(options), fast.sampling(options)
-    if part is not None and int(steps * part) < 1:
-        raise ValueError(f"--upscale-strength {part:g} of {steps} steps leaves none; give more of either.")
+    fast.check_part("--upscale-strength", strength(options), options)
 
 
 def repaint(

@@ -520,6 +520,8 @@ def test_hires_on_the_command_line(adapter: Any, model: str, tmp_path: Path) -> 
         (["--upscale", "1"], "--upscale: expected a number above 1, got '1'"),
         (["--upscale-strength", "0.5"], "--upscale-strength needs --upscale"),
         (["--upscale", "2", "--steps", "3"], "--upscale-strength 0.3 of 3 steps leaves none"),
+        (["--image", REFERENCE, "--fast", "turbo"], "--strength 0.3 of 1 steps leaves none; give more of either"),
+        (["--image", REFERENCE, "--strength", "0.1", "--steps", "9"], "--strength 0.1 of 9 steps leaves none"),
         (["--upscale", "2", "--fast", "turbo"], "--upscale-strength 0.3 of 1 steps leaves none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
