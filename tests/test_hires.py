@@ -179,6 +179,7 @@ CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 3}
 
 
 SIZE = {"width": SIDE, "height": SIDE}
+MASK = Image.linear_gradient("L").resize((SIDE, SIDE)).point(lambda value: 255 * (value > 127))
 # Host -> its own parts, what it is given, and what of that makes another picture.
 OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
     "StableDiffusionXLControlNetPipeline": (
@@ -195,6 +196,11 @@ OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any], dict[str, 
         lambda: {"controlnet": _with_controlnet_union()["controlnet"]},
         {"control_image": CONTROL["image"], "control_mode": 1, "num_inference_steps": 3, **SIZE},
         {"controlnet_conditioning_scale": 0.1},
+    ),
+    "StableDiffusionXLInpaintPipeline": (
+        dict,
+        {"image": CONTROL["image"], "mask_image": MASK, "strength": 0.9, "num_inference_steps": 4, **SIZE},
+        {"strength": 0.5},
     ),
     "StableDiffusionXLPAGPipeline": (
         lambda: {"pag_applied_layers": ["down_blocks.1", "mid"]},
