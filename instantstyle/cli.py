@@ -286,7 +286,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instantstyle batch`."""
-    parser.add_argument("manifest", metavar="MANIFEST", help="the table: .csv with a header, or .jsonl")
+    parser.add_argument(
+        "manifest", metavar="MANIFEST", help="the table: .csv with a header, or .jsonl; its paths start from here"
+    )
     parser.add_argument("-o", "--output", default="batch", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--sheet", metavar="FILE", help="also show all pictures on one sheet (.png)")
     parser.add_argument(
