@@ -199,8 +199,11 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
         "--method",
         nargs="+",
         metavar="NAME",
-        help='"no reference", "plain" (all blocks), or presets and attention blocks as NAME[=SCALE],...; '
-        'default: "no reference" plain style',
+        help='"no reference", "plain IP-Adapter" (all blocks), "InstantStyle" (the style blocks), or presets and '
+        "attention blocks as NAME[=SCALE],...; default: the first three",
+    )
+    parser.add_argument(
+        "--wide", action="store_true", help="a row for each reference, and a column for each prompt of each method"
     )
     parser.add_argument(
         "--content", nargs="+", metavar="TEXT", help="what the references show: one text for all, or one for each"
