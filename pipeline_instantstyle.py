@@ -59,8 +59,8 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "
 
 # --- Where to inject -------------------------------------------------------------------------------------------------
 
-# What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from section 3.2
-# of the paper, SD1.5 from the presets of ComfyUI_IPAdapter_plus.
+# What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from the paper,
+# "Injecting into Style Blocks Only"; SD1.5 from its authors' example for it, which calls them experimental.
 FAMILY_PRESETS = {
     ("down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1"): {
         "style": ["up_blocks.0.attentions.1"],
@@ -218,7 +218,10 @@ def _is_zero(scale: Scale) -> bool:
 
 
 def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, scale: float | str = 1.0) -> torch.Tensor:
-    """Subtract content from CLIP image embeddings: `e - scale * t` (arXiv 2404.02733, section 3.1), as a new tensor.
+    """Subtract content from CLIP image embeddings: `e - scale * t` , as a new tensor.
+
+    Source: arXiv 2404.02733, "Separating Content from Image".
+
 
     Args:
         image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
