@@ -218,10 +218,9 @@ def _is_zero(scale: Scale) -> bool:
 
 
 def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, scale: float | str = 1.0) -> torch.Tensor:
-    """Subtract content from CLIP image embeddings: `e - scale * t` , as a new tensor.
+    """Subtract content from CLIP image embeddings: `e - scale * t`, as a new tensor.
 
     Source: arXiv 2404.02733, "Separating Content from Image".
-
 
     Args:
         image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
