@@ -44,7 +44,7 @@ def describe(config: dict[str, Any], carried: Mapping[str, Any]) -> str:
     sizes = {block: sum(adapter_size(unet, layer) for layer in layers) for block, layers in blocks.items()}
     rows = [size_row(block, len(layers), sizes[block]) for block, layers in blocks.items()]
     rows.append(size_row("total", sum(map(len, blocks.values())), sum(sizes.values())))
-    known = presets(unet) | carried
+    known: dict[str, Any] = {**presets(unet), **carried}
     named = [[name, targets(resolve_target_blocks(name, list(blocks), known), blocks)] for name in known]
     heading = ["block", "layers", "adapter parameters", "MB in fp16"]
     return "\n".join([table([heading, *rows], right=(1, 2, 3)), "", table([["preset", "blocks"], *named])])
