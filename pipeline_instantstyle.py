@@ -59,8 +59,8 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "
 
 # --- Where to inject -------------------------------------------------------------------------------------------------
 
-# What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from section 3.2
-# of the paper, SD1.5 from the presets of ComfyUI_IPAdapter_plus.
+# What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from the paper,
+# "Injecting into Style Blocks Only"; SD1.5 from its authors' example for it, which calls them experimental.
 FAMILY_PRESETS = {
     ("down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1"): {
         "style": ["up_blocks.0.attentions.1"],
@@ -88,7 +88,10 @@ def attention_blocks(unet: Any) -> dict[str, list[str]]:
 
 
 def presets(unet: Any) -> dict[str, dict[str, Scale]]:
-    """The named target blocks of a UNet: preset -> block -> scale. Only "all" where the topology is unknown."""
+    """The named target blocks of a UNet: preset -> block -> scale. Only "all" where the topology is unknown.
+
+    Those that an adapter's file carries are not among them; they win over these.
+    """
     blocks = list(attention_blocks(unet))
     stages = {block.partition(".attentions.")[0] for block in blocks} - {"mid_block"}
     family = FAMILY_PRESETS.get(tuple(sorted(stages)), {})
@@ -218,7 +221,9 @@ def _is_zero(scale: Scale) -> bool:
 
 
 def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, scale: float | str = 1.0) -> torch.Tensor:
-    """Subtract content from CLIP image embeddings: `e - scale * t` (arXiv 2404.02733, section 3.1), as a new tensor.
+    """Subtract content from CLIP image embeddings: `e - scale * t`, as a new tensor.
+
+    Source: arXiv 2404.02733, "Separating Content from Image".
 
     Args:
         image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
@@ -1006,7 +1011,12 @@ _Host: Any = object  # to a type checker: whatever class the mixin is put in fro
 
 
 class InstantStyleMixin(_Host):
-    """InstantStyle (arXiv 2404.02733) for a diffusers pipeline that takes IP-Adapters; it stands before the host."""
+    """InstantStyle (arXiv 2404.02733) for a diffusers pipeline that takes IP-Adapters; it stands before the host.
+
+    An IP-Adapter (arXiv 2308.06721) makes of every text cross-attention
+    `attention(q, k_text, v_text) + scale * attention(q, k_image, v_image)`. Here only the target blocks have the
+    second term, and content can be subtracted from what its keys and values are made of (see `remove_content`).
+    """
 
     _instantstyle_host: Any
     _instantstyle_call: _Call | None = None
@@ -1224,7 +1234,10 @@ class InstantStyleMixin(_Host):
     def unload_image_encoder(self) -> None:
         """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
 
-        Other pipelines that have it keep it. Raises RuntimeError while a style is applied to the UNet.
+        Other pipelines that have it keep it.
+
+        Raises:
+            RuntimeError: a style is applied to the UNet.
         """
         self._adapter_to_change()
         with self._offloading_suspended():
@@ -1254,7 +1267,9 @@ class InstantStyleMixin(_Host):
         """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
 
         Args:
-            pretrained_model_name_or_path_or_dict, subfolder, weight_name, image_encoder_folder: the host's.
+            pretrained_model_name_or_path_or_dict: a repository, a folder or a state dict; for several a list.
+            subfolder, weight_name: where the file is in it; for several lists.
+            image_encoder_folder: where the image encoder is; None loads none.
             target_blocks: the blocks that see the reference (see `set_target_blocks`).
             kwargs: the host's, for the Hub.
 
@@ -1262,6 +1277,7 @@ class InstantStyleMixin(_Host):
             OSError: a file is missing.
             ValueError, TypeError: a checkpoint cannot be read, does not fit the model, or has no such target blocks.
                 Nothing is changed then.
+            RuntimeError: a style is applied to the UNet.
         """
         _refuse_misspelt(kwargs, ["target_blocks"])
         self._adapter_to_change()
@@ -1318,7 +1334,11 @@ class InstantStyleMixin(_Host):
         return None if isinstance(component, (tuple, list)) else component
 
     def unload_ip_adapter(self) -> None:
-        """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay."""
+        """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay.
+
+        Raises:
+            RuntimeError: a style is applied to the UNet.
+        """
         unet, state = self._bare_unet, self._adapter_to_change()
         if state is None:
             return
@@ -1342,6 +1362,7 @@ class InstantStyleMixin(_Host):
         Raises:
             ValueError, TypeError: no adapter, an unknown name, a wrong scale, or weights that cannot be read again.
                 Nothing is changed then.
+            RuntimeError: a style is applied to the UNet.
         """
         state = self._adapter_to_change()
         targets = _resolve_each(target_blocks, self._bare_unet, state)
@@ -1356,6 +1377,7 @@ class InstantStyleMixin(_Host):
 
         Raises:
             ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
+            RuntimeError: a style is applied to the UNet.
         """
         state = self._adapter_to_change()
         if state is None:

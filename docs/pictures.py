@@ -27,7 +27,8 @@ COMMANDS = {
     "quickstart.png": ONE,
     "blocks.png": f"{ONE} --method style=0.5 style all=0.5 all",
     "content.png": f'{ONE} --content "a star" --content-scale 0.5',
-    "grid.png": "grid --guidance 3.5",
+    "grid.png": 'grid --wide --method "plain IP-Adapter" InstantStyle '
+    '--prompt "a heart" "a star" "a moon" --guidance 3.5',
     "probe.png": "probe",
     "evaluation.png": "evaluate --curves",
 }

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from instantstyle.console import calm
-from instantstyle.models import find_model
+from instantstyle.models import find_model, own_adapter
 
 
 BYTES_PER_HALF = 2
@@ -16,20 +16,27 @@ BYTES_PER_HALF = 2
 def run(options: argparse.Namespace) -> None:
     """Print the attention groups and presets of `--model`."""
     with calm(bars=False):
+        from pipeline_instantstyle import AdapterFile
+
         model = find_model(options.model)
+        adapter = own_adapter(model)
         print(f"{model.label} ({model.family})\n")
-        print(describe(model.unet))
+        print(describe(model.unet, AdapterFile(adapter).presets if adapter else {}))
 
 
-def describe(config: dict[str, Any]) -> str:
-    """Describe the UNet of this configuration: its attention groups with the sizes of an adapter, and its presets.
+def describe(config: dict[str, Any], carried: Mapping[str, Any]) -> str:
+    """Describe a UNet: its attention groups with the sizes of an adapter, and its presets.
 
     The UNet is built without storage, so nothing is read but the configuration.
+
+    Args:
+        config: The UNet's configuration.
+        carried: Presets that the model's own adapter carries, which win over the family's.
     """
     import torch
     from diffusers import UNet2DConditionModel
 
-    from pipeline_instantstyle import attention_blocks, presets
+    from pipeline_instantstyle import attention_blocks, presets, resolve_target_blocks
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -37,7 +44,8 @@ def describe(config: dict[str, Any]) -> str:
     sizes = {block: sum(adapter_size(unet, layer) for layer in layers) for block, layers in blocks.items()}
     rows = [size_row(block, len(layers), sizes[block]) for block, layers in blocks.items()]
     rows.append(size_row("total", sum(map(len, blocks.values())), sum(sizes.values())))
-    named = [[name, targets(scales, blocks)] for name, scales in presets(unet).items()]
+    known: dict[str, Any] = {**presets(unet), **carried}
+    named = [[name, targets(resolve_target_blocks(name, list(blocks), known), blocks)] for name in known]
     heading = ["block", "layers", "adapter parameters", "MB in fp16"]
     return "\n".join([table([heading, *rows], right=(1, 2, 3)), "", table([["preset", "blocks"], *named])])
 

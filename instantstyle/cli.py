@@ -22,6 +22,7 @@ from instantstyle.reading import (
     seed,
     size,
     targets,
+    words,
 )
 from instantstyle.version import __version__
 
@@ -75,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
-        raise ValueError(message)
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,11 +132,18 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
         "--method",
         nargs="+",
         metavar="NAME",
-        help='"no reference", "plain" (all blocks), or presets and attention blocks as NAME[=SCALE],...; '
-        'default: "no reference" plain style',
+        help='"no reference", "plain IP-Adapter" (all blocks), "InstantStyle" (the style blocks), or presets and '
+        "attention blocks as NAME[=SCALE],...; default: the first three",
     )
     parser.add_argument(
-        "--content", nargs="+", metavar="TEXT", help="what the references show: one text for all, or one for each"
+        "--wide", action="store_true", help="a row for each reference, and a column for each prompt of each method"
+    )
+    parser.add_argument(
+        "--content",
+        nargs="+",
+        type=words,
+        metavar="TEXT",
+        help="what the references show: one text for all, or one for each",
     )
     parser.add_argument(
         "--content-scale",
@@ -317,7 +325,7 @@ def add_style(group: argparse._ArgumentGroup, required: bool) -> None:
 def add_content(group: argparse._ArgumentGroup) -> None:
     """Add what to remove from the reference, and where it is seen."""
     group.add_argument(
-        "--content", metavar="TEXT", help='what the reference shows and must not return, as in "a star"'
+        "--content", type=words, metavar="TEXT", help='what the reference shows and must not return, as in "a star"'
     )
     group.add_argument(
         "--content-scale",

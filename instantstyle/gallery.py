@@ -15,7 +15,6 @@ from instantstyle.evaluate import load_pipeline
 from instantstyle.grid import Cell, Sampling
 from instantstyle.models import TINY
 from instantstyle.painting import reference_pictures
-from instantstyle.sheet import Sheet
 from instantstyle.tiny import world
 from instantstyle.version import versions
 
@@ -78,8 +77,8 @@ def paint_gallery(pipe: Any, references: Mapping[str, Image.Image], images: Path
     ]
     rows = grid.paint(pipe, cells, SAMPLING, bars)
     written = {"versions": versions(), "model": TINY, "references": REFERENCES, "methods": methods, **asdict(SAMPLING)}
-    shown = [[grid.fit(references[name], row[0].size), *row] for (name, _), row in zip(pairs, rows, strict=True)]
-    sheet = Sheet(shown, columns=["reference", *methods], rows=[prompt for _, prompt in pairs])
+    fitting = [grid.fit(picture, rows[0][0].size) for picture in references.values()]
+    sheet = grid.tall(fitting, PROMPTS, list(methods), rows)
     recipe.write(sheet.draw(), images / "grid.png", {**written, "prompts": PROMPTS})
     widget = []
     for (name, prompt), row in zip(pairs, rows, strict=True):

@@ -18,7 +18,7 @@ from instantstyle.sheet import Sheet
 from instantstyle.version import versions
 
 
-METHODS = ("no reference", "plain", "style")
+METHODS = ("no reference", "plain IP-Adapter", "InstantStyle")
 PROMPTS = ("a heart", "a star")
 DRAWN = 3
 DRAWN_SEED = 7
@@ -26,7 +26,11 @@ DRAWN_SEED = 7
 Targets = dict[str, float] | None
 """Target blocks and their scales; None where no reference is given."""
 
-WORDS: dict[str, Targets] = {"no reference": None, "none": None, "plain": {"all": 1.0}}
+WORDS: dict[str, Targets] = {
+    **dict.fromkeys(("no reference", "none")),
+    **dict.fromkeys(("plain IP-Adapter", "plain"), {"all": 1.0}),
+    "InstantStyle": {"style": 1.0},
+}
 """What a method may be called besides presets and attention blocks."""
 
 
@@ -88,9 +92,8 @@ def run(options: argparse.Namespace) -> None:
         pictures = paint(pipe, cells, sampling, bars)
         written = describe(options, pipe, model, adapter, references, prompts, methods)
 
-    size = pictures[0][0].size
-    rows = [[fit(reference.image, size), *made] for (reference, _, _), made in zip(pairs, pictures, strict=True)]
-    sheet = Sheet(rows, columns=["reference", *methods], rows=[prompt for _, _, prompt in pairs])
+    lay_out = wide if options.wide else tall
+    sheet = lay_out([fit(r.image, pictures[0][0].size) for r in references], prompts, list(methods), pictures)
     recipe.write(sheet.draw(), path, written)
     print(path)
 
@@ -221,6 +224,40 @@ def paint_cell(pipe: Any, cell: Cell, sampling: Sampling) -> Image.Image:
     if cell.reference is not None and cell.content is not None:
         arguments |= {"neg_content_prompt": cell.content, "neg_content_scale": sampling.content_scale}
     return pipe(cell.prompt, **arguments).images[0]
+
+
+def tall(
+    references: Sequence[Image.Image],
+    prompts: Sequence[str],
+    methods: Sequence[str],
+    pictures: Sequence[Sequence[Image.Image]],
+) -> Sheet:
+    """Lay out a row for each prompt of each reference, and a column for each method.
+
+    Args:
+        references: As large as the pictures.
+        prompts: What to write before the rows.
+        methods: What to write over the columns.
+        pictures: For each reference a row for each prompt; the columns are the methods.
+    """
+    shown = [reference for reference in references for _ in prompts]
+    rows = [[reference, *made] for reference, made in zip(shown, pictures, strict=True)]
+    return Sheet(rows, columns=["reference", *methods], rows=[*prompts] * len(references))
+
+
+def wide(
+    references: Sequence[Image.Image],
+    prompts: Sequence[str],
+    methods: Sequence[str],
+    pictures: Sequence[Sequence[Image.Image]],
+) -> Sheet:
+    """Lay out a row for each reference, and a column for each prompt of each method; arguments as for `tall`."""
+    rows = []
+    for number, reference in enumerate(references):
+        made = pictures[number * len(prompts) : (number + 1) * len(prompts)]
+        rows.append([reference, *(row[method] for method in range(len(methods)) for row in made)])
+    columns = [f"{method}\n{prompt}" for method in methods for prompt in prompts]
+    return Sheet(rows, columns=["reference", *columns], rows=[""] * len(references))
 
 
 def fit(reference: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -20,6 +20,7 @@ BASE_REPOSITORIES = {
 }
 ADAPTER_REPOSITORY = "h94/IP-Adapter"
 ADAPTER_FILES = {"sdxl": "sdxl_models/ip-adapter_sdxl.safetensors", "sd15": "models/ip-adapter_sd15.safetensors"}
+WEIGHTS = (".safetensors", ".bin")
 CONTENT_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
@@ -161,15 +162,24 @@ def find_adapter(text: str | None, model: Model) -> Adapter:
         ValueError: It is none of them.
     """
     if text is None:
-        has_own = (Path(model.source) / ADAPTER_FILES[model.family]).is_file()
-        text = model.source if has_own else ADAPTER_REPOSITORY
+        text = model.source if own_adapter(model) else ADAPTER_REPOSITORY
     elif Path(text).is_file():
+        if not text.endswith(WEIGHTS):
+            raise ValueError(
+                f"--adapter: {text} is no file of weights; expected one that ends in .safetensors or .bin."
+            )
         path = Path(text)
         return Adapter(source=str(path.parent), subfolder="", weight_name=path.name, label=path.name)
     source, file = find_file("--adapter", text, ADAPTER_FILES[model.family])
     subfolder, _, weight_name = file.rpartition("/")
     name = TINY if source == model.source and model.label == TINY else label_of(source)
     return Adapter(source=source, subfolder=subfolder, weight_name=weight_name, label=f"{name}:{file}")
+
+
+def own_adapter(model: Model) -> Path | None:
+    """Return the file of the adapter that a model's folder holds, if there is one."""
+    path = Path(model.source) / ADAPTER_FILES[model.family]
+    return path if path.is_file() else None
 
 
 def find_file(name: str, text: str, default: str) -> tuple[str, str]:
@@ -203,7 +213,7 @@ def find_file(name: str, text: str, default: str) -> tuple[str, str]:
 def split_file(text: str, default: str) -> tuple[str, str]:
     """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source."""
     source, colon, file = text.rpartition(":")
-    if colon and file.endswith((".safetensors", ".bin")):
+    if colon and file.endswith(WEIGHTS):
         return source, file
     return text, default
 

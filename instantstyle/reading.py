@@ -21,6 +21,13 @@ def number(text: str) -> float:
     return value
 
 
+def words(text: str) -> str:
+    """Read a text that says something."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected words, got none; leave it out to remove nothing")
+    return text
+
+
 def numbers(text: str) -> list[float]:
     """Read numbers with commas between."""
     return [number(part) for part in text.split(",")]

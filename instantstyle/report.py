@@ -25,6 +25,9 @@ from instantstyle.version import versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
     from instantstyle.evaluate import Setup
 
@@ -56,6 +59,13 @@ TEXT_TABLES = (
 )
 CURVE_COLUMNS = ("style", "content_right", "content_leaked", "unrecognised", "layout_copied")
 MINUS = "\N{MINUS SIGN}"
+MARKER, BESIDE = 6, 5  # in the plot: width of a marker, and its centre's distance from its label, in points
+SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+"""Where a label may stand, seen from its point, the best first."""
+
+
+Points = Sequence[tuple[str, Mapping[str, Estimate]]]
+"""The labels and metrics of a series of the plot."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +217,21 @@ def draw_plot(evaluation: Evaluation) -> bytes:
 
     With curves every method is one line over its strengths, otherwise every condition is one point.
     """
+    file = io.BytesIO()
+    draw_figure(evaluation).savefig(file, format="png", dpi="figure", metadata={"Software": None})
+    return file.getvalue()
+
+
+def draw_figure(evaluation: Evaluation) -> Figure:
+    """Draw the plot's lines, legend and labels."""
     # Not pyplot, which keeps figures and picks a window system.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    figure = Figure(figsize=(13, 6.6), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     series = list(plotted(evaluation))
-    for axes, metric in ((left, "content_leaked"), (right, "content_right")):
+    panels = ((left, "content_leaked"), (right, "content_right"))
+    for axes, metric in panels:
         for number, (name, points) in enumerate(series):
             draw_line(axes, metric, name, points, number)
         axes.set_xlabel("style match, %")
@@ -222,12 +240,13 @@ def draw_plot(evaluation: Evaluation) -> bytes:
     setup = evaluation.curve_setup if evaluation.lines else evaluation.setup
     figure.suptitle(f"{summary(setup)}", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-    return file.getvalue()
+    figure.draw_without_rendering()  # gives everything its place
+    for axes, metric in panels:
+        draw_labels(axes, metric, series)
+    return figure
 
 
-def plotted(evaluation: Evaluation) -> Iterator[tuple[str, list[tuple[str, dict[str, Estimate]]]]]:
+def plotted(evaluation: Evaluation) -> Iterator[tuple[str, Points]]:
     """Yield what is drawn as one series: its name, and the label and metrics of its points."""
     for line in evaluation.lines:
         yield line.name, [(point.label, point.metrics) for point in line.points]
@@ -235,11 +254,9 @@ def plotted(evaluation: Evaluation) -> Iterator[tuple[str, list[tuple[str, dict[
         yield row.condition.name, [("", row.metrics)]
 
 
-def draw_line(
-    axes: Axes, metric: str, name: str, points: Sequence[tuple[str, Mapping[str, Estimate]]], number: int
-) -> None:
+def draw_line(axes: Axes, metric: str, name: str, points: Points, number: int) -> None:
     """Draw one series with the intervals of its points; a strength that is a word stands apart from the line."""
-    colour, marker = f"C{number % 10}", "osD^vP*X"[number % 8]
+    colour, marker = colour_of(number), "osD^vP*X"[number % 8]
     x, y = ([metrics[which] for _, metrics in points] for which in ("style", metric))
     axes.errorbar(
         means(x), means(y), xerr=errors(x), yerr=errors(y), fmt="none", ecolor=colour, alpha=0.35, elinewidth=1
@@ -249,15 +266,75 @@ def draw_line(
         means([x[place] for place in joined]),
         means([y[place] for place in joined]),
         color=colour,
+        linestyle=("-", "--")[number // 10 % 2],
         marker=marker,
-        markersize=5,
+        markersize=MARKER,
         label=name,
     )
-    for place, (label, _) in enumerate(points):
-        at = (100 * x[place].mean, 100 * y[place].mean)
+    for place in range(len(points)):
         if place not in joined:
-            axes.plot(*at, color=colour, marker=marker, markersize=8, fillstyle="none")
-        axes.annotate(label, at, textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
+            axes.plot(
+                100 * x[place].mean,
+                100 * y[place].mean,
+                color=colour,
+                marker=marker,
+                markersize=MARKER,
+                fillstyle="none",
+            )
+
+
+def draw_labels(axes: Axes, metric: str, series: Sequence[tuple[str, Points]]) -> None:
+    """Write the strengths beside their points, the earlier series first, as far as there is room.
+
+    A label that would cover a point, a line or another label is left out: the tables have every strength.
+    """
+    labels = [
+        (label, (100 * metrics["style"].mean, 100 * metrics[metric].mean), colour_of(number))
+        for number, (_, points) in enumerate(series)
+        for label, metrics in points
+    ]
+    lines = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
+    taken = [around(axes, at) for _, at, _ in labels]
+    for label, at, colour in labels:
+        for side in SIDES if label else ():
+            text = write_beside(axes, label, at, side, colour)
+            box = text.get_window_extent()
+            within = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            if (
+                within
+                and not box.count_overlaps(taken)
+                and not any(line.intersects_bbox(box, False) for line in lines)
+            ):
+                taken.append(box)
+                break
+            text.remove()
+
+
+def around(axes: Axes, at: tuple[float, float]) -> Bbox:
+    """Return the square that a point's marker takes, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    return Bbox([axes.transData.transform(at)] * 2).padded(axes.figure.dpi / 72 * MARKER / 2)
+
+
+def write_beside(axes: Axes, label: str, at: tuple[float, float], side: tuple[int, int], colour: str) -> Annotation:
+    """Write a label on one side of a point."""
+    return axes.annotate(
+        label,
+        at,
+        xytext=(BESIDE * side[0], BESIDE * side[1]),
+        textcoords="offset points",
+        horizontalalignment=("right", "center", "left")[side[0] + 1],
+        verticalalignment=("top", "center", "bottom")[side[1] + 1],
+        fontsize=7,
+        color=colour,
+        in_layout=False,
+    )
+
+
+def colour_of(number: int) -> str:
+    """Return the colour of a series."""
+    return f"C{number % 10}"
 
 
 def means(values: Sequence[Estimate]) -> list[float]:

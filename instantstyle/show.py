@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instantstyle.blocks import table
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the recipe of a style file."""
+    """Print the recipe of a style file.
+
+    Raises:
+        ValueError, OSError: It is none.
+    """
     with calm(bars=False):
         from instantstyle.style import Style
 
+        if options.file.endswith(".safetensors") and not Path(options.file).is_file():
+            raise OSError(f"FILE: {options.file}: there is no such file.")
         print(describe(Style.load(options.file)))
 
 

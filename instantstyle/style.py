@@ -113,7 +113,20 @@ class Style:
     def push_to_hub(
         self, repo_id: str, filename: str = FILE_NAME, token: str | None = None, private: bool | None = None
     ) -> str:
-        """Upload the file to a Hub repository, which is made if it is not there. Gives the URL of the commit."""
+        """Upload the file to a Hub repository, which is made if it is not there.
+
+        Args:
+            repo_id: OWNER/NAME.
+            filename: Its name in the repository.
+            token: By default that of `HF_TOKEN` or of `hf auth login`.
+            private: Whether nobody else may see a repository that is made.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            HfHubHTTPError: The Hub refuses it.
+        """
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

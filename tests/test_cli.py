@@ -283,7 +283,7 @@ def test_a_style_file_is_shown(style_file, capsys):
         (["generate", "a heart", "--style", "none.safetensors"], "--style: none.safetensors: there is no such file"),
         (["generate", "a heart", "--style", "TORN"], "--style: "),
         (["show", "TORN"], "cannot be read as a style"),
-        (["show", "none.safetensors"], "none.safetensors': there is no such file"),
+        (["show", "none.safetensors"], "FILE: none.safetensors: there is no such file"),
         (["encode", REFERENCE, "-o", "style.png"], "--output: style.png does not end in .safetensors"),
         (["encode", REFERENCE, "-o", "none/style.safetensors"], "--output: the folder none does not exist"),
         (["encode", REFERENCE, "--weights", "1,2"], "--weights has 2 numbers for 1 pictures"),
@@ -410,7 +410,10 @@ def swapped(path: str) -> str:
         (["+", "--adapter", "nothing"], "--adapter: 'nothing' is not a folder or file here"),
         (["+", "--adapter", "{folder}"], "--adapter: {folder} has no sdxl_models/ip-adapter_sdxl.safetensors"),
         (["+", "--adapter", "{folder}:a/b.bin"], "--adapter: {folder} has no a/b.bin"),
-        (["+", "--adapter", "{image}"], "image.png"),
+        (["+", "--adapter", "{image}"], "--adapter: {image} is no file of weights"),
+        (["+", "--content", " "], "--content: expected words, got none; leave it out"),
+        (["+", "--contnet", "a star"], "unrecognized arguments: --contnet a star; see instantstyle --help"),
+        (["encode", "{image}", "--content", ""], "--content: expected words, got none"),
         (["+", "--content", "a star", "--content-encoder", "{folder}"], "--content-encoder: {folder}: "),
         (["+", "--device", "abacus"], "--device: 'abacus' cannot be used here"),
         (["+", "--device", "cpu", "--offload", "model"], "--offload model needs an accelerator"),
@@ -574,6 +577,16 @@ def test_blocks_of_sdxl_from_its_configuration_alone(tmp_path, capsys):
     assert "style up_blocks.0.attentions.1\n" in table
     assert "layout down_blocks.2.attentions.1\n" in table
     assert "all every block\n" in table
+
+
+def test_blocks_of_a_model_with_an_adapter_are_those_that_it_carries(capsys):
+    """They are in force where nothing else is asked for: the embedded one's are not SDXL's."""
+    assert cli.main(["blocks"]) == 0
+    table = re.sub(" +", " ", capsys.readouterr().out)
+    assert "style up_blocks.1.attentions.2\n" in table
+    assert "layout up_blocks.1.attentions.1\n" in table
+    assert "style+layout up_blocks.1.attentions.1, up_blocks.1.attentions.2\n" in table
+    assert "up_blocks.0.attentions.1\n" not in table
 
 
 def test_blocks_of_sd15_from_its_configuration_alone(tmp_path, capsys):

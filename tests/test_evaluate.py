@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import BboxBase
 
 from instantstyle import cli, conditions, evaluate, metrics, painting, report, tiny
 from instantstyle.conditions import Condition
@@ -519,6 +520,48 @@ def test_cells():
     assert report.cell(share, "style") == "50.0 (25.0 to 75.5)"
     assert report.cell(share, "style", sign=True) == "+50.0 (+25.0 to +75.5)"
     assert report.cell(length, "distance") == f"{report.MINUS}1.23 ({report.MINUS}2.00 to 0.50)"
+
+
+def crowd() -> report.Evaluation:
+    """Make curves whose points lie on top of each other, and one point that stands alone."""
+    rng = np.random.default_rng(0)
+
+    def point(label: str, style: float, leaked: float) -> report.Point:
+        values = {"style": style, "content_leaked": leaked, "content_right": 1 - leaked}
+        metrics = {name: metrics_at(value) for name, value in values.items()}
+        return report.Point(label, Condition(label), metrics, None)
+
+    def metrics_at(value: float) -> metrics.Estimate:
+        return metrics.Estimate(value, value - 0.01, value + 0.01)
+
+    curves = [
+        report.Line(f"curve {n}", None, [point(f"{x:.2f}", 0.9 + 0.1 * x, 0.05 * y) for x, y in rng.random((6, 2))])
+        for n in range(6)
+    ]
+    setup = evaluate.Setup("here", "a", "reporting", 2, 1, 16, 3.5)
+    return report.Evaluation(
+        setup, "plain", [], setup, [report.Line("alone", None, [point("far", 0.1, 0.5)]), *curves]
+    )
+
+
+def label_boxes() -> list[list]:
+    """Draw the crowd, and return the boxes of the labels in each half of the plot; the lone point has its label."""
+    figure = report.draw_figure(crowd())
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.texts[0].get_text() == "far"
+    return [[label.get_window_extent() for label in axes.texts] for axes in figure.axes]
+
+
+def test_no_label_of_the_plot_covers_another(monkeypatch):
+    """However crowded it is; without a look at what is there already they would."""
+    for boxes in label_boxes():
+        assert 5 < len(boxes) < 37
+        assert not any(one.count_overlaps(boxes[:n]) for n, one in enumerate(boxes))
+    with monkeypatch.context() as patch:
+        patch.setattr(BboxBase, "count_overlaps", lambda *_: 0)
+        careless = label_boxes()
+    assert all(any(one.count_overlaps(boxes[:n]) for n, one in enumerate(boxes)) for boxes in careless)
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------

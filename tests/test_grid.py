@@ -230,6 +230,24 @@ def test_the_default_needs_no_arguments(tmp_path, monkeypatch, capsys):
     assert [cell.targets for cell in asked[0]] == [None, {"all": 1.0}, {"style": 1.0}]
 
 
+def test_a_wide_sheet_has_a_row_for_each_reference(references, tmp_path, monkeypatch):
+    """And the same pictures as one with a row for each prompt."""
+    painted = shades(4, 3, (64, 64))
+    monkeypatch.setattr(grid, "paint", lambda *_: painted)
+    make(tmp_path / "tall.png", references)
+    make(tmp_path / "wide.png", references, "--wide")
+    tall = [[cut(tmp_path / "tall.png", row, column) for column in range(4)] for row in range(4)]
+    columns = ["reference", *(f"{method}\n{prompt}" for method in METHODS for prompt in PROMPTS)]
+    plan = Sheet([[Image.new("RGB", (64, 64))] * 7] * 2, columns=columns, rows=["", ""])
+    with Image.open(tmp_path / "wide.png") as picture:
+        assert picture.size == plan.size
+        wide = [[pixels(picture.crop(plan.box(row, column)))[::2, ::2] for column in range(7)] for row in range(2)]
+    for row, column in np.ndindex(2, 7):
+        method, prompt = divmod(column - 1, 2) if column else (-1, 0)
+        assert (wide[row][column] == tall[2 * row + prompt][1 + method]).all(), (row, column)
+    assert (wide[0][1] != wide[0][2]).any() and (wide[0][1] != wide[1][1]).any()  # no two alike that could be swapped
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
