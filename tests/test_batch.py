@@ -19,7 +19,8 @@ from PIL import Image
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import instantstyle
-from instantstyle import cli, generate, grid, manifest, models, painter, processes, reading, recipe
+from instantstyle import cli, generate, grid, models, reading, recipe
+from instantstyle.batch import manifest, painter, processes
 from instantstyle.sheet import Sheet
 
 

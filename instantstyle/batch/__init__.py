@@ -18,12 +18,13 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from instantstyle import files, generate, manifest, models, recipe
+from instantstyle import files, generate, models, recipe
+from instantstyle.batch import manifest
+from instantstyle.batch.job import Job, Missing, chunks, cut, find_missing
+from instantstyle.batch.manifest import Row
+from instantstyle.batch.painter import Painter, attempt
+from instantstyle.batch.processes import bar_name, gather, join, place, share, together
 from instantstyle.console import calm
-from instantstyle.job import Job, Missing, chunks, cut, find_missing
-from instantstyle.manifest import Row
-from instantstyle.painter import Painter, attempt
-from instantstyle.processes import bar_name, gather, join, place, share, together
 from instantstyle.sheet import Sheet
 from instantstyle.version import versions
 

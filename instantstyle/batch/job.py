@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instantstyle import generate, models, recipe
+from instantstyle.batch.manifest import Row
 from instantstyle.console import one_line
-from instantstyle.manifest import Row
 
 
 REMEMBERED = 64  # pictures and style files

@@ -25,6 +25,7 @@ from instantstyle.reading import (
     size,
     targets,
     truth,
+    words,
 )
 
 
@@ -49,7 +50,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "prompt": one_prompt,
     "output": picture_name,
     "style": str,
-    "content": str,
+    "content": words,
     "content_scale": content_scale,
     "target_blocks": targets,
     "scale": number,

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from instantstyle import generate, hires, upscale
+from instantstyle.batch.job import Job
+from instantstyle.batch.manifest import Row
 from instantstyle.console import one_line
-from instantstyle.job import Job
-from instantstyle.manifest import Row
 from instantstyle.reading import changed
 from instantstyle.sharing import sibling
 
