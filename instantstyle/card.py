@@ -102,6 +102,7 @@ def examples(repo_id: str, revision: str | None, checkpoint: Checkpoint | None, 
         **found,
         "modular_model": f"snapshot_download({found['model']})" if is_modular and revision else modular["model"],
         "modular_adapter": modular["adapter"],
+        "content_encoder": models.CONTENT_ENCODER,
         "cuda": checkpoint is None or not checkpoint.embedded,  # the embedded checkpoint needs none
         "inputs": {name: value for name, value in INPUTS.items() if name in takes},
         "made": "frames" if MAKES_VIDEO in takes else "images",

@@ -150,7 +150,10 @@ def meaning(error: BaseException) -> str:
     while cause is not None and not hasattr(cause, "response"):
         cause = cause.__cause__
     if cause is None:
-        return f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there"
+        return (
+            f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there, with "
+            "HF_HUB_DISABLE_XET=1 not through Xet"
+        )
     response: Any = cause.response
     status, said = response.status_code, getattr(cause, "server_message", None) or response.reason_phrase
     return f"{MEANINGS[status]} (HTTP {status})." if status in MEANINGS else f"the Hub answers {status}: {said}."

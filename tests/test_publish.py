@@ -166,6 +166,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = "license: other\nlicense_name: mine\nlicense_link: LICENSE.md\nbase_model: someone/base\ntags: [mine]"
     (folder / "README.md").write_text(f"---\n{metadata}\n---\nMy own words.\n")
     (folder / "LICENSE.md").write_text("Do as you like.")
+    (folder / "Notice.txt").write_text("By me.")
     (folder / "optimizer.bin").write_text("large")
     (folder / "unet" / ".netrc").write_text("secret")
     return folder
@@ -176,7 +177,7 @@ def test_a_checkpoint_brings_what_it_needs(cards: dict[str, Path], mine: Path) -
     found, given = files_in(cards["mine"]), files_in(mine)
     index = json.loads(found["model_index.json"])
     names = {name for name in given if name.partition("/")[0] in index and name != "unet/.netrc"}
-    assert names | {"model_index.json", "LICENSE.md"} == found.keys() - PLUGIN_FILES
+    assert names | {"model_index.json", "LICENSE.md", "Notice.txt"} == found.keys() - PLUGIN_FILES
     assert {name: found[name] for name in names} == {name: given[name] for name in names}
     entry = ["pipeline_instantstyle_stable_diffusion", "StableDiffusionInstantStylePipeline"]
     assert index == {**json.loads(given["model_index.json"]), "_class_name": entry}
@@ -216,6 +217,14 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(
     shutil.copytree(mine, folder)
     (folder / "model_index.json").write_text(index if isinstance(index, str) else json.dumps(index))
     assert_refused(["export", "{out}", "--checkpoint", "{mine}"], message, {"out": tmp_path / "out", "mine": folder})
+
+
+def test_a_folder_that_is_called_tiny_is_not_ours(mine: Path, tmp_path: Path) -> None:
+    """Its license is its own, whatever its name."""
+    shutil.copytree(mine, tmp_path / "tiny")
+    found = checkpoint.find_checkpoint(str(tmp_path / "tiny"))
+    assert (found.label, found.embedded, found.terms["license"]) == ("tiny", False, "other")
+    assert checkpoint.find_checkpoint("tiny").embedded
 
 
 def test_no_name_leads_out_of_a_checkpoint() -> None:
@@ -693,6 +702,21 @@ def test_what_the_hub_refuses_is_told_in_one_line(
     assert TOKEN not in captured.err
     hub.refusing.clear()
     assert cli.main(words) == 0
+
+
+def test_where_xet_does_not_get_through(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Large files go through Xet where `hf_xet` is installed. What it says is told too, and it can be switched off."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    hub.refusing["GET /api/models/someone/new/xet-write-token"] = 403
+    assert cli.main(["publish", "someone/new"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("instantstyle: error: REPO_ID: someone/new: the Hub cannot be reached")
+    assert "403" in said and "HF_HUB_DISABLE_XET" in said and TOKEN not in said
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    assert cli.main(["publish", "someone/new"]) == 0
 
 
 @pytest.mark.parametrize(
