@@ -96,6 +96,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def gallery_of(exported: Path, side: int | None = None) -> Iterator[None]:
+    """Take the gallery of an export, which would be painted again the same, or small pictures in its place."""
+
+    def copy_gallery(folder: Path, _: bool) -> list[dict[str, Any]]:
+        for name in ("images", "styles"):
+            shutil.copytree(exported / name, folder / name)
+        for path in (folder / "images").iterdir() if side else ():
+            Image.open(path).resize((side, side)).save(path)
+        return ModelCard.load(exported / "README.md").data.to_dict()["widget"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "write_gallery", copy_gallery)
+        yield
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A folder
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,8 +274,9 @@ def cards(exported: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory) 
     room, unnamed = tmp_path_factory.mktemp("cards"), tmp_path_factory.mktemp("unnamed")
     shutil.copytree(mine, unnamed, dirs_exist_ok=True)
     (unnamed / "README.md").unlink()
-    for name, words in {"tiny": [], "mine": [str(mine)], "unnamed": [str(unnamed)]}.items():
-        assert cli.main(["export", str(room / name), "--checkpoint", *words]) == 0
+    with gallery_of(exported):
+        for name, words in {"tiny": [], "mine": [str(mine)], "unnamed": [str(unnamed)]}.items():
+            assert cli.main(["export", str(room / name), "--checkpoint", *words]) == 0
     return {"plugin": exported, **{path.name: path for path in room.iterdir()}}
 
 
@@ -400,7 +417,7 @@ def found(mine: Path, adapter: Adapter, exported: Path, tmp_path_factory: pytest
     (mirror / f"v{diffusers.__version__}").mkdir()
     shutil.copy(exported / "pipeline.py", mirror / f"v{diffusers.__version__}" / "pipeline_instantstyle.py")
     folders = {"someone/model": tiny.path(), "datasets/diffusers/community-pipelines-mirror": mirror}
-    with connected(room, folders) as hub:
+    with connected(room, folders) as hub, gallery_of(exported):
         assert cli.main(["publish", "someone/instantstyle"]) == 0
         assert cli.main(["publish", "someone/tiny", "--checkpoint"]) == 0
         assert cli.main(["publish", "someone/mine", "--checkpoint", str(mine)]) == 0
@@ -509,8 +526,7 @@ def ran(exported: Path, adapter: Adapter, tmp_path_factory: pytest.TempPathFacto
     """Publish one checkpoint of every kind, and plugin and checkpoint on a branch; run their cards as visitors do."""
     room, models = tmp_path_factory.mktemp("room"), tmp_path_factory.mktemp("models")
     folders = {"stabilityai/stable-diffusion-xl-base-1.0": tiny.path(), "h94/IP-Adapter": tiny.path()}
-    with connected(room, folders) as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "write_gallery", lambda folder, _: copy_gallery(exported, folder))
+    with connected(room, folders) as hub, gallery_of(exported, SIDE):
         assert cli.main(["publish", "someone/plugin", "--revision", "next"]) == 0
         assert cli.main(["publish", "someone/weights", "--revision", "next", "--checkpoint"]) == 0
         assert files_in(hub.repositories["someone/plugin"].folder) == {}
@@ -524,14 +540,6 @@ def ran(exported: Path, adapter: Adapter, tmp_path_factory: pytest.TempPathFacto
             if name.startswith("someone/") and one.paths()
         }
         return run(tmp_path_factory.mktemp("process"), RUNNING, {"CARDS": cards}, hub=hub.url)
-
-
-def copy_gallery(exported: Path, folder: Path) -> list[dict[str, Any]]:
-    """Copy the pictures of one export into another, smaller."""
-    (folder / "images").mkdir()
-    for path in (exported / "images").iterdir():
-        Image.open(path).resize((SIDE, SIDE)).save(folder / "images" / path.name)
-    return ModelCard.load(exported / "README.md").data.to_dict()["widget"]
 
 
 def hurried(card: str) -> list[str]:
