@@ -13,12 +13,13 @@ from instantstyle.version import __version__
 
 
 TEMPLATE = Path(__file__).with_name("model_card") / "README.md"  # in the package, so that a wheel carries it
+XL = "stable-diffusion-xl"
 TAGS = (
     "instantstyle",
     "ip-adapter",
     "style-transfer",
     "stable-diffusion",
-    "stable-diffusion-xl",
+    XL,
     "training-free",
     "modular-diffusers",  # the tag of diffusers' own
 )
@@ -30,10 +31,11 @@ PLUGIN_TERMS: dict[str, Any] = {
     "base_model_relation": "adapter",
 }
 
+# What the examples load where the repository holds no weights.
 BASE_MODEL = models.BASE_REPOSITORIES["sdxl"]
-BASE_ADAPTER = models.Adapter(
-    models.ADAPTER_REPOSITORY, *models.ADAPTER_FILES["sdxl"].split("/"), label=models.ADAPTER_REPOSITORY
-)
+SUBFOLDER, _, WEIGHT_NAME = models.ADAPTER_FILES["sdxl"].partition("/")
+BASE_ADAPTER = models.Adapter(models.ADAPTER_REPOSITORY, SUBFOLDER, WEIGHT_NAME, label=models.ADAPTER_REPOSITORY)
+
 MAKES_VIDEO = "num_videos_per_prompt"  # what a call takes where it makes frames
 
 INPUTS = {
@@ -72,13 +74,18 @@ def write_card(
         library_name="diffusers",
         pipeline_tag=task(takes),
         **(PLUGIN_TERMS if checkpoint is None else checkpoint.terms),
-        tags=list(TAGS),
+        tags=[tag for tag in TAGS if checkpoint is None or checkpoint.family == "sdxl" or tag != XL],
         # The Hub shows them as made by the weights in the repository, which those of others did not.
         widget=list(widget) if checkpoint is None or checkpoint.embedded else None,
     )
-    words = {"repo_id": repo_id, "version": __version__, "variants": variants, "checkpoint": checkpoint}
     card = ModelCard.from_template(
-        metadata, template_path=str(TEMPLATE), **words, **examples(repo_id, revision, checkpoint, takes)
+        metadata,
+        template_path=str(TEMPLATE),
+        repo_id=repo_id,
+        version=__version__,
+        variants=variants,
+        checkpoint=checkpoint,
+        **examples(repo_id, revision, checkpoint, takes),
     )
     path.write_text(f"{card}\n", encoding="utf-8")
 

@@ -88,7 +88,8 @@ COMMANDS = {
     "export": (
         "write the plugin's Hub repository into a folder",
         "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
-        "loads it, a model card with pictures, and example style files.",
+        "loads it, a file for each other pipeline, blocks for Modular Diffusers, a model card with pictures, "
+        "and example style files.",
     ),
     "publish": (
         "put the plugin's repository on the Hub",

@@ -307,7 +307,9 @@ def test_the_card_tells_the_hub_what_it_is(kind: str, cards: dict[str, Path]) ->
     metadata = ModelCard.load(cards[kind] / "README.md").data.to_dict()
     assert metadata.pop("library_name") == "diffusers"
     assert metadata.pop("pipeline_tag") == "text-to-image"
-    assert {"instantstyle", "ip-adapter", "style-transfer"} <= set(metadata.pop("tags"))
+    tags = set(metadata.pop("tags"))
+    assert {"instantstyle", "ip-adapter", "style-transfer"} <= tags
+    assert ("stable-diffusion-xl" in tags) == (kind in OURS)  # the others are of SD1.5
     widget = metadata.pop("widget", [])
     assert {entry["output"]["url"] for entry in widget} == (PAINTED - {"images/grid.png"} if kind in OURS else set())
     assert all(f"images/{entry['text'].split()[-1]}-" in entry["output"]["url"] for entry in widget)
