@@ -16,6 +16,8 @@ import diffusers
 import torch
 import transformers
 
+from benchmarks.batch import BATCH as BATCHED
+from benchmarks.batch import LOOP, SINGLY, time_batch
 from benchmarks.loading import measure_apart, time_loading
 from benchmarks.report import Report
 from benchmarks.sdxl import SDXL, TINY, Dimensions, shallow, write_adapter
@@ -25,10 +27,11 @@ from benchmarks.steps import Steps, time_steps
 from benchmarks.styles import BATCH, EACH, FILE, STARTING, STYLES, measure_memory, measure_styles
 
 
-PARTS = ("loading", "steps", "compiled", "styles")
+PARTS = ("loading", "steps", "compiled", "styles", "batch")
 FASTER = 4.0  # how many times faster than stock loading should be
 NO_GOAL = "for comparison"
 SLOWER = 1.01  # how much a step may take of one without any adapter
+PICTURES, STEPS = 24, 30  # of a round of "batch"
 STYLE_MB, STYLE_FILE_KB = 1, 450  # what a style may hold over plain SDXL, and its file in float16
 
 
@@ -44,6 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shallow", action="store_true", help="one transformer layer per block in steps")
     parser.add_argument("--load-rounds", type=int, default=20)
     parser.add_argument("--step-rounds", type=int, help="(20; 50 on a GPU)")
+    parser.add_argument("--batch-rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=3, help="processes per side for bytes and memory")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--json", type=Path, help="write everything, samples included, to this file")
@@ -54,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args.step_rounds = args.step_rounds or (50 if cuda else 20)
     if args.tiny:
         args.load_dtype, args.latents = ["float16"], 8
-        args.load_rounds, args.step_rounds, args.processes = 3, 3, 1
+        args.load_rounds, args.step_rounds, args.batch_rounds, args.processes = 3, 3, 1, 1
     return args
 
 
@@ -64,7 +68,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "load average at the start": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "dimensions": "tiny (says nothing about SDXL)" if args.tiny else "SDXL",
+        "dimensions": "tiny (says nothing about SDXL)" if args.tiny else "SDXL; for batch, the embedded checkpoint's",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"diffusers {diffusers.__version__}, transformers {transformers.__version__}",
     }
@@ -141,6 +145,19 @@ def report_styles(report: Report, args: argparse.Namespace, size: Dimensions, ad
         report.notes.append(f"largest difference of {side} from ours, embeddings, over the largest value: {value:.1e}")
 
 
+def report_batch(report: Report, args: argparse.Namespace, folder: Path) -> None:
+    """Measure many pictures, with the embedded checkpoint."""
+    rows, steps = (2, 2) if args.tiny else (PICTURES, STEPS)
+    wall, cpu = time_batch(folder, rows, steps, args.device, args.batch_rounds)
+    what = f"{rows} pictures of the embedded checkpoint, {steps} steps"
+    for clock, times in {"wall": wall, "CPU": cpu}.items():
+        rates = {side: [rows / seconds for seconds in samples] for side, samples in times.items()}
+        report.add(f"{what}, pictures a second ({clock} time)", rates, digits=2)
+        for side in (SINGLY, LOOP):
+            faster = ratio(rates[BATCHED], rates[side])
+            report.judge(f"{BATCHED}, over {side} ({clock} time)", faster, NO_GOAL, 2)
+
+
 def _note(report: Report, what: str, steps: Steps) -> None:
     for pair, value in steps.differences.items():
         report.notes.append(f"{what}: largest difference of {pair}, over the largest value: {value:.1e}")
@@ -152,6 +169,22 @@ def _note(report: Report, what: str, steps: Steps) -> None:
         )
 
 
+def report_sdxl(report: Report, args: argparse.Namespace, folder: Path) -> None:
+    """Measure what is asked for at SDXL's dimensions."""
+    size = TINY if args.tiny else SDXL
+    adapter = write_adapter(folder, size)
+    if "loading" in args.only:
+        report_loading(report, args, size, adapter)
+    if args.shallow:
+        size = shallow(size)
+        adapter = write_adapter(folder, size)
+    for mode in ("steps", "compiled"):
+        if mode in args.only:
+            report_steps(report, args, size, adapter, compiled=mode == "compiled")
+    if "styles" in args.only:
+        report_styles(report, args, size, adapter)
+
+
 def main() -> None:
     """Run what was asked for."""
     args = parse()
@@ -161,19 +194,11 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     report = Report(conditions(args), judged=not args.tiny)
-    size = TINY if args.tiny else SDXL
     with tempfile.TemporaryDirectory() as folder:
-        adapter = write_adapter(Path(folder), size)
-        if "loading" in args.only:
-            report_loading(report, args, size, adapter)
-        size = shallow(size) if args.shallow else size
-        if args.shallow:
-            adapter = write_adapter(Path(folder), size)
-        for mode in ("steps", "compiled"):
-            if mode in args.only:
-                report_steps(report, args, size, adapter, compiled=mode == "compiled")
-        if "styles" in args.only:
-            report_styles(report, args, size, adapter)
+        if "batch" in args.only:
+            report_batch(report, args, Path(folder))
+        if set(args.only) - {"batch"}:
+            report_sdxl(report, args, Path(folder))
     report.conditions["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
     print(report.text())
     if args.json:

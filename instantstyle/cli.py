@@ -28,78 +28,23 @@ from instantstyle.version import __version__
 
 USER_ERROR, INTERRUPTED = 2, 130
 
-# What only `generate` offers, and the modules that it shares with other commands read.
-LARGE = {"hires": False, "upscale": None, "upscale_strength": None, "vae_tiling": False}
-ONLY_GENERATE = {**LARGE, "device_map": None, "fast": None, "fast_weights": None}
+# What the modules that commands share read, where a command does not offer it.
+NOT_OFFERED = {
+    "fast": None,
+    "fast_weights": None,
+    "hires": False,
+    "upscale": None,
+    "upscale_strength": None,
+    "vae_tiling": False,
+    "device_map": None,
+}
 # The commands that compare change targets from cell to cell.
 ONLY_TEXT_TO_IMAGE = {
-    **ONLY_GENERATE,
+    **NOT_OFFERED,
     "image": None,
     "mask": None,
     "controlnet": None,
     "target_blocks": [("all", 1.0)],
-}
-
-
-# Name -> what the list of commands says of it, and what its own help says.
-COMMANDS = {
-    "generate": (
-        "make pictures",
-        "Make pictures, as PNG files.",
-    ),
-    "batch": (
-        "make many pictures, on many devices",
-        "Make a picture for each row of a table, as `generate` would: OUTPUT/000001.png and so on. "
-        "Columns are options of `generate` (prompt, style, content, seed, ...), or `output`, a file's "
-        "name. The options here stand in where the table says nothing. What is made already is not made "
-        "again. On several devices: accelerate launch --multi_gpu --num_processes N -m instantstyle "
-        "batch ...",
-    ),
-    "encode": (
-        "make a style file of a reference",
-        "Encode a reference once. The file takes the place of the picture in `generate --style`, and "
-        "needs neither IP-Adapter nor image encoder there. It is in float16, unless --dtype says "
-        "otherwise.",
-    ),
-    "show": (
-        "show what a style file is made of",
-        "Show a style file.",
-    ),
-    "blocks": (
-        "show where a model can see the reference",
-        "Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
-    ),
-    "grid": (
-        "compare methods in one labelled picture",
-        "Make one labelled picture of references x prompts x methods, each cell from the same seed.",
-    ),
-    "probe": (
-        "find what each attention block carries",
-        "Let one attention block at a time see the reference, and all but one; propose presets. Where "
-        "the model folder has judges (the embedded checkpoint), they say what each block carries. With "
-        "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: "
-        "likeness to the reference counts its content and layout as well as its style.",
-    ),
-    "evaluate": (
-        "measure what is taken from references",
-        "Measure, on the embedded checkpoint, how much style, content and layout of a reference each way "
-        'of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
-    ),
-    "export": (
-        "write the plugin's Hub repository into a folder",
-        "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
-        "loads it, a file for each other pipeline, blocks for Modular Diffusers, a model card with pictures, "
-        "and example style files.",
-    ),
-    "publish": (
-        "put the plugin's repository on the Hub",
-        "Upload what `instantstyle export` writes. The repository is made if it is not there; what it "
-        "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
-    ),
-    "demo": (
-        "try it in a browser",
-        'Serve a page to try it in a browser, and with gradio_client. Needs Gradio: pip install "instantstyle[demo]"',
-    ),
 }
 
 
@@ -140,21 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for add in (
-        add_generate,
-        add_batch,
-        add_encode,
-        add_show,
-        add_blocks,
-        add_grid,
-        add_probe,
-        add_evaluate,
-        add_export,
-        add_publish,
-        add_demo,
-    ):
-        name = add.__name__.removeprefix("add_")
-        short, long = COMMANDS[name]
+    for name, (add, short, long) in COMMANDS.items():
         add(commands.add_parser(name, help=short, description=long))
     return parser
 
@@ -214,8 +145,8 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
         help='a number or "auto"; default: %(default)s',
     )
     parser.add_argument("--scale", type=number, default=1.0, metavar="X", help="strength; default: %(default)s")
-    parser.add_argument("--steps", type=count, default=30, metavar="N", help="default: %(default)s")
-    parser.add_argument("--guidance", type=number, default=5.0, metavar="X", help="default: %(default)s")
+    parser.add_argument("--steps", type=count, default=STEPS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--guidance", type=number, default=GUIDANCE, metavar="X", help="default: %(default)s")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of every cell; default: %(default)s")
     add_machine(parser.add_argument_group("models and machine"))
     add_quiet(parser)
@@ -295,7 +226,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--open", action=argparse.BooleanOptionalAction, default=True, help="open a browser; default: --open"
     )
-    parser.set_defaults(**ONLY_GENERATE)
+    parser.set_defaults(**NOT_OFFERED)
 
 
 def add_examples(parser: argparse.ArgumentParser) -> None:
@@ -324,7 +255,7 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     )
     add_machine(parser.add_argument_group("models and machine"))
     add_quiet(parser)
-    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None, **ONLY_GENERATE)
+    parser.set_defaults(scale=1.0, image=None, mask=None, controlnet=None, **NOT_OFFERED)
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -355,7 +286,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
     """Add the options of `instantstyle batch`."""
-    parser.add_argument("manifest", metavar="MANIFEST", help="the table: .csv with a header, or .jsonl")
+    parser.add_argument(
+        "manifest", metavar="MANIFEST", help="the table: .csv with a header, or .jsonl; its paths start from here"
+    )
     parser.add_argument("-o", "--output", default="batch", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--sheet", metavar="FILE", help="also show all pictures on one sheet (.png)")
     parser.add_argument(
@@ -366,9 +299,10 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     add_sampling(sampling)
     sampling.add_argument("--seed", type=seed, metavar="N", help="default: a random one for each picture")
     add_pictures(parser.add_argument_group("other pictures"))
+    add_large(parser.add_argument_group("large pictures"))
     add_machine(parser.add_argument_group("models and machine"), spread=True)
     add_quiet(parser)
-    parser.set_defaults(num_images=1, **LARGE)
+    parser.set_defaults(num_images=1)
 
 
 def add_style(group: argparse._ArgumentGroup, required: bool) -> None:
@@ -486,3 +420,76 @@ def add_model(parser: argparse._ActionsContainer) -> None:
         metavar="WHERE",
         help="a folder, a .safetensors file, a Hub repository, or the embedded checkpoint; default: %(default)s",
     )
+
+
+COMMANDS = {
+    "generate": (
+        add_generate,
+        "make pictures",
+        "Make pictures, as PNG files.",
+    ),
+    "batch": (
+        add_batch,
+        "make many pictures, on many devices",
+        "Make a picture for each row of a table, as `generate` would: OUTPUT/000001.png and so on. "
+        "Columns are options of `generate` (prompt, style, content, seed, ...), or `output`, a file's "
+        "name. The options here stand in where the table says nothing. What is made already is not made "
+        "again. On several devices: accelerate launch --multi_gpu --num_processes N -m instantstyle "
+        "batch ...",
+    ),
+    "encode": (
+        add_encode,
+        "make a style file of a reference",
+        "Encode a reference once. The file takes the place of the picture in `generate --style`, and "
+        "needs neither IP-Adapter nor image encoder there. It is in float16, unless --dtype says "
+        "otherwise.",
+    ),
+    "show": (
+        add_show,
+        "show what a style file is made of",
+        "Show a style file.",
+    ),
+    "blocks": (
+        add_blocks,
+        "show where a model can see the reference",
+        "Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
+    ),
+    "grid": (
+        add_grid,
+        "compare methods in one labelled picture",
+        "Make one labelled picture of references x prompts x methods, each cell from the same seed.",
+    ),
+    "probe": (
+        add_probe,
+        "find what each attention block carries",
+        "Let one attention block at a time see the reference, and all but one; propose presets. Where "
+        "the model folder has judges (the embedded checkpoint), they say what each block carries. With "
+        "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: "
+        "likeness to the reference counts its content and layout as well as its style.",
+    ),
+    "evaluate": (
+        add_evaluate,
+        "measure what is taken from references",
+        "Measure, on the embedded checkpoint, how much style, content and layout of a reference each way "
+        'of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
+    ),
+    "export": (
+        add_export,
+        "write the plugin's Hub repository into a folder",
+        "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
+        "loads it, a file for each other pipeline, blocks for Modular Diffusers, a model card with pictures, "
+        "and example style files.",
+    ),
+    "publish": (
+        add_publish,
+        "put the plugin's repository on the Hub",
+        "Upload what `instantstyle export` writes. The repository is made if it is not there; what it "
+        "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
+    ),
+    "demo": (
+        add_demo,
+        "try it in a browser",
+        'Serve a page to try it in a browser, and with gradio_client. Needs Gradio: pip install "instantstyle[demo]"',
+    ),
+}
+"""Name -> what adds its options, what the list of commands says of it, and what its own help says."""

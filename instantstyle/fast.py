@@ -31,7 +31,8 @@ class Recipe:
         steps: The number of steps.
         guidance: The guidance scale; 1 and less is none.
         settings: What changes in the scheduler's configuration.
-        eta: How much noise each step adds, for schedulers that ask the call for it.
+        more: What the call is told besides: how much noise each step adds (`eta`), or where the steps are
+            (`timesteps`).
     """
 
     name: str
@@ -40,13 +41,12 @@ class Recipe:
     steps: int
     guidance: float
     settings: Mapping[str, Any] = field(default_factory=dict)
-    eta: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What the pipeline's call needs: `pipe(prompt, **recipe.arguments)`."""
-        eta = {} if self.eta is None else {"eta": self.eta}
-        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance, **eta}
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance, **self.more}
 
 
 TRAILING = {"timestep_spacing": "trailing"}
@@ -74,12 +74,19 @@ LCM: dict[str, str | None] = {
     "sd15": "latent-consistency/lcm-lora-sdv1-5:pytorch_lora_weights.safetensors",
 }
 
+# The two that are published as whole UNets alone.
+LIGHTNING_1: dict[str, str | None] = {"sdxl": "ByteDance/SDXL-Lightning:sdxl_lightning_1step_unet_x0.safetensors"}
+HYPER_1: dict[str, str | None] = {"sdxl": "ByteDance/Hyper-SD:Hyper-SDXL-1step-Unet.safetensors"}
+SAMPLE = {**TRAILING, "prediction_type": "sample"}
+
 # From the model cards of the weights, and for LCM and Turbo from diffusers' documentation.
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        Recipe("lightning-1", LIGHTNING_1, "EulerDiscreteScheduler", 1, 0.0, SAMPLE),
         *map(_lightning, (2, 4, 8)),
-        Recipe("hyper-1", _hyper_weights("1step"), "TCDScheduler", 1, 0.0, eta=1.0),
+        Recipe("hyper-1", _hyper_weights("1step"), "TCDScheduler", 1, 0.0, more={"eta": 1.0}),
+        Recipe("hyper-1-unet", HYPER_1, "LCMScheduler", 1, 0.0, more={"timesteps": [800]}),
         _hyper("hyper-2", "2steps", 2),
         _hyper("hyper-4", "4steps", 4),
         _hyper("hyper-8", "8steps", 8),
@@ -103,18 +110,26 @@ def sampling(options: argparse.Namespace) -> tuple[int, float]:
 
 def extra_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """What --fast has the call told besides steps and guidance."""
-    recipe = RECIPES.get(options.fast)
-    return {} if recipe is None or recipe.eta is None else {"eta": recipe.eta}
+    return {} if options.fast is None else dict(RECIPES[options.fast].more)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a negative prompt that a recipe without guidance would not see."""
+    """Refuse other steps than those that a recipe fixes, and a negative prompt that it would not see."""
     guidance = sampling(options)[1]
+    if "timesteps" in extra_arguments(options) and (options.steps or options.image or options.upscale):
+        raise ValueError(f"--fast {options.fast} is one step from noise; leave --steps, --image and --upscale out.")
     if options.fast is not None and options.negative is not None and guidance <= 1:
         raise ValueError(
             f"--negative says nothing at guidance {guidance:g}, which is what --fast {options.fast} has; leave it "
             "out, or give a --guidance above 1."
         )
+
+
+def check_part(option: str, part: float | None, options: argparse.Namespace) -> None:
+    """Refuse a strength that leaves no step to a pass that starts from a picture."""
+    steps, _ = sampling(options)
+    if part is not None and int(steps * part) < 1:
+        raise ValueError(f"{option} {part:g} of {steps} steps leaves none; give more of either.")
 
 
 def describe(options: argparse.Namespace, family: str) -> dict[str, Any] | None:
@@ -128,7 +143,7 @@ def describe(options: argparse.Namespace, family: str) -> dict[str, Any] | None:
         "weights": text and models.label_of_file(text, _default_file(recipe, family)),
         "scheduler": recipe.scheduler,
         "settings": dict(recipe.settings),
-        "eta": recipe.eta,
+        **recipe.more,
     }
 
 

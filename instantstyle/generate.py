@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         model = models.find_model(options.model)
         check_family(options, style, model)
         check_hires(options, model)
+        check_strength(options, model)
         adapter = None
         if style is None:
             adapter = models.find_adapter(options.adapter, model)
@@ -149,6 +150,12 @@ def check_hires(options: argparse.Namespace, model: models.Model) -> None:
         with about("--hires", model.label):
             hires.table(model.unet)
             hires.load_library()
+
+
+def check_strength(options: argparse.Namespace, model: models.Model) -> None:
+    """Refuse image to image without a step; how much of a picture is changed by default is up to the pipeline."""
+    if options.image:
+        fast.check_part("--strength", strengths(options, variant_class(options, model)).get("strength"), options)
 
 
 def warn_of_unknown_words(model: models.Model, texts: Sequence[str]) -> None:
@@ -259,14 +266,12 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
     """Load the pipeline that the options ask for, with its adapter if there is one, on its device."""
     import torch
 
-    import instantstyle
-
     device = find_device(options.device)
     check_offload(options.offload, device)
     check_device_map(options, model)
     weights = find_fast_weights(options, model.family)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
-    variant = getattr(instantstyle, variant_name(options, model.family))
+    variant = variant_class(options, model)
     parts = {"controlnet": load_controlnet(options.controlnet, dtype)} if options.controlnet else {}
     if options.device_map is not None:
         parts["device_map"] = options.device_map
@@ -363,6 +368,13 @@ def variant_name(options: argparse.Namespace, family: str) -> str:
     kind = "Inpaint" if options.mask else "Img2Img" if options.image else ""
     control = "ControlNet" if options.controlnet else ""
     return f"StableDiffusion{'XL' if family == 'sdxl' else ''}InstantStyle{control}{kind}Pipeline"
+
+
+def variant_class(options: argparse.Namespace, model: models.Model) -> Any:
+    """Return the pipeline's class for the pictures that were given."""
+    import instantstyle
+
+    return getattr(instantstyle, variant_name(options, model.family))
 
 
 def load_controlnet(text: str, dtype: Any) -> Any:

@@ -123,15 +123,16 @@ def enable_hidiffusion(pipe: Any) -> None:
     IP-Adapters, styles and ControlNets go on working, and the same seeds make the same picture. Give sizes in
     multiples of 64 pixels. A ControlNet sees its picture at the size it was trained on; the library's authors let it
     act in the first 60 % of the steps only, which is `control_guidance_end=0.6`. Of pipelines that share the UNet, the
-    last one that was enabled may be called.
+    last one that was enabled may be called; another one raises ValueError. Do not compile the UNet meanwhile, nor load
+    LoRAs on it that are not fused.
 
     Args:
         pipe: A pipeline of diffusers or a variant, with the UNet of SDXL, SDXL-Turbo or SD1.5.
 
     Raises:
         TypeError: `pipe` has no UNet, or a T2I-Adapter.
-        ValueError: The library has no table for the UNet or is missing, or what it changes is offloaded by itself or
-            has a LoRA. HiDiffusion is off then.
+        ValueError: The library has no table for the UNet or is missing, the UNet is compiled, or what is changed of it
+            is offloaded by itself or has a LoRA. HiDiffusion is off then.
     """
     from pipeline_instantstyle import bare_unet
 
@@ -140,6 +141,11 @@ def enable_hidiffusion(pipe: Any) -> None:
     unet = bare_unet(pipe)
     name, library = table(unet.config), load_library()
     disable_hidiffusion(pipe)
+    if unet is not pipe.unet or any(part._compiled_call_impl for part in unet.modules()):
+        raise ValueError(
+            "`pipe.unet` is compiled, but HiDiffusion changes its course from step to step; load the pipeline again, "
+            "and do not compile it."
+        )
     enabled = _Enabled(pipe, unet, name, library)
     if any("forward" in vars(part) or hasattr(part, "base_layer") for part in enabled.swapped):
         enabled.undo()
@@ -209,6 +215,7 @@ class _Enabled:
         if self.pipe.scheduler.timesteps is not self.schedule:
             # A new call. The library counts passes, and would go on counting where a call was broken off.
             self.schedule, self.steps = self.pipe.scheduler.timesteps, 0
+            self.check_caller()
             for part in self.swapped:
                 part.timestep = 0
         # The library draws the windows' shifts from the global random state: here it is the step's, and put back.
@@ -223,6 +230,15 @@ class _Enabled:
             "mid_block_additional_residual": Residual(mid),
         }
         return args, kwargs | residuals
+
+    def check_caller(self) -> None:
+        """Refuse another pipeline: the number of steps, by which the library goes, would not be that of its call."""
+        steps = getattr(self.pipe, "_num_timesteps", Seen())
+        if isinstance(steps, Seen):
+            raise ValueError(
+                "`enable_hidiffusion` was given another pipeline with this UNet; give it the one that is called."
+            )
+        self.pipe._num_timesteps = Seen(steps)
 
     def end(self, *_: Any) -> None:
         """After each pass, also one that failed: the global random state as it was."""
@@ -249,6 +265,10 @@ class _Enabled:
         given["sample"] = F.interpolate(latents, size)
         given["controlnet_cond"] = [resized(one) for one in pictures] if several else resized(pictures)
         return (), {name: value for name, value in given.items() if name != "self"}
+
+
+class Seen(int):
+    """The number of steps of a call that has begun; every call of a pipeline writes its own."""
 
 
 class Residual:

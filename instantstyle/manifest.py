@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from instantstyle.generate import ENCODED, is_style_file
-from instantstyle.reading import changed, content_scale, count, fraction, number, seed, size, targets
+from instantstyle.reading import (
+    changed,
+    content_scale,
+    count,
+    enlargement,
+    fraction,
+    number,
+    seed,
+    size,
+    targets,
+    truth,
+)
 
 
 EXTRA = "cells than columns"  # where the CSV reader puts them
+LONGEST = 240  # bytes of a file's name: disks allow 255, and a scratch file has a longer name
 
 
 def one_prompt(text: str) -> list[str]:
@@ -26,7 +39,8 @@ def one_prompt(text: str) -> list[str]:
 
 def picture_name(text: str) -> str:
     """Read the name of a picture to make."""
-    if Path(text).name != text or Path(text).suffix.lower() != ".png" or text.startswith("."):
+    of_a_file = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= LONGEST
+    if not of_a_file or Path(text).suffix.lower() != ".png" or text.startswith("."):
         raise argparse.ArgumentTypeError(f"expected a name in the output folder that ends in .png, got {text!r}")
     return text
 
@@ -49,6 +63,9 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "strength": fraction,
     "control_image": str,
     "controlnet_scale": number,
+    "hires": truth,
+    "upscale": enlargement,
+    "upscale_strength": fraction,
 }
 """What a row may say, and how it is read."""
 
@@ -123,7 +140,7 @@ def read(path: str) -> list[Row]:
 
 def read_csv(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give the cells of each row by column, with their place: the line that the row ends on."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=EXTRA, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=EXTRA, strict=True, skipinitialspace=True)
     try:
         columns = [column_name(column) for column in reader.fieldnames or []]
         check_columns(f"{name}, line 1", columns)
@@ -183,9 +200,9 @@ def read_row(place: str, order: int, cells: Mapping[str, Any]) -> Row:
 
 def read_text(value: Any) -> str:
     """Read what JSON holds as the word that the command line would be given."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if not isinstance(value, (str, int, float)):
         raise ValueError(f"expected text or a number, got {value!r}")
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_names(rows: Sequence[Row]) -> None:

@@ -47,6 +47,13 @@ def enlargement(text: str) -> float:
     return value
 
 
+def truth(text: str) -> bool:
+    """Read "true" or "false"."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
 def content_scale(text: str) -> float | str:
     """Read a number or "auto"."""
     return text if text == "auto" else number(text)

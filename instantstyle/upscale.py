@@ -25,9 +25,7 @@ def strength(options: argparse.Namespace) -> float | None:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse a second pass without a step, before the first."""
-    part, (steps, _) = strength(options), fast.sampling(options)
-    if part is not None and int(steps * part) < 1:
-        raise ValueError(f"--upscale-strength {part:g} of {steps} steps leaves none; give more of either.")
+    fast.check_part("--upscale-strength", strength(options), options)
 
 
 def repaint(
@@ -38,7 +36,7 @@ def repaint(
     style: Any,
     pictures: Sequence[Image.Image],
 ) -> list[Image.Image]:
-    """Make of each picture what `generate --image` would make of it enlarged, from the picture's own seed.
+    """Make the second pass of each picture, one after another.
 
     Args:
         options: Those of `generate`.
@@ -50,15 +48,29 @@ def repaint(
     """
     from instantstyle import generate  # which imports this file
 
-    again = changed(options, image="enlarged", strength=strength(options), num_images=1)
-    second = sibling(pipe, generate.variant_name(again, family))
-    painted: list[Image.Image] = []
-    for index, picture in enumerate(pictures):
-        prompt = options.prompt[index // options.num_images]
-        own = changed(again, prompt=[prompt], seed=options.seed + index)
-        larger = enlarge({**given, "image": picture}, options.upscale)
-        painted += second(**generate.call_arguments(own, second, larger, style)).images
-    return painted
+    passes = [second_pass(options, given, picture, index) for index, picture in enumerate(pictures)]
+    second = sibling(pipe, generate.variant_name(passes[0][0], family))
+    calls = [generate.call_arguments(own, second, larger, style) for own, larger in passes]
+    return [image for call in calls for image in second(**call).images]
+
+
+def second_pass(
+    options: argparse.Namespace, given: dict[str, Image.Image], picture: Image.Image, index: int = 0
+) -> tuple[argparse.Namespace, dict[str, Image.Image]]:
+    """Say the second pass of the picture of this index as `generate --image` would be told it.
+
+    Returns:
+        The options, with the picture's own prompt and seed, and the pictures that they name, enlarged.
+    """
+    own = changed(
+        options,
+        prompt=[options.prompt[index // options.num_images]],
+        seed=options.seed + index,
+        num_images=1,
+        image="enlarged",
+        strength=strength(options),
+    )
+    return own, enlarge({**given, "image": picture}, options.upscale)
 
 
 def enlarge(given: dict[str, Image.Image], factor: float) -> dict[str, Image.Image]:

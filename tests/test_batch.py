@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import instantstyle
-from instantstyle import batch, cli, generate, grid, manifest, models, recipe
+from instantstyle import cli, generate, grid, manifest, models, painter, processes, reading, recipe
 from instantstyle.sheet import Sheet
 
 
@@ -45,13 +46,13 @@ def given(tmp_path_factory) -> dict[str, str]:
 def painted(monkeypatch) -> list[list[int]]:
     """Record which rows go into each call of a pipeline."""
     calls: list[list[int]] = []
-    original = batch.Painter.paint
+    original = painter.Painter.paint
 
-    def paint(painter, numbers):
+    def paint(self, numbers):
         calls.append(list(numbers))
-        return original(painter, numbers)
+        return original(self, numbers)
 
-    monkeypatch.setattr(batch.Painter, "paint", paint)
+    monkeypatch.setattr(painter.Painter, "paint", paint)
     return calls
 
 
@@ -119,9 +120,9 @@ def as_generate(row: dict[str, Any], out: Path) -> list[str]:
     return ["generate", row["prompt"], "--steps", "2", *options, "--device", "cpu", "-o", str(out)]
 
 
-def alike(first: Path, second: Path) -> bool:
+def alike(first: Path, second: Path, tolerance: int = 1) -> bool:
     """Whether pictures are equal: a row of a batch is computed in another order, so a channel may be rounded up."""
-    return pixels(first).shape == pixels(second).shape and abs(pixels(first) - pixels(second)).max() <= 1
+    return pixels(first).shape == pixels(second).shape and abs(pixels(first) - pixels(second)).max() <= tolerance
 
 
 def test_a_row_is_what_generate_makes_of_it(tmp_path, given, painted):
@@ -146,6 +147,24 @@ def test_a_row_with_a_controlnet_is_what_generate_makes_of_it(tmp_path, given):
     assert not alike(tmp_path / "out" / "000001.png", alone)
 
 
+def test_rows_are_painted_over_together_as_generate_does_it_alone(tmp_path, given, painted, monkeypatch):
+    """And a large picture may be decoded in tiles. A rounded channel of the first pass goes into the second."""
+    calls, joined = [], painter.joined
+    monkeypatch.setattr(painter, "joined", lambda each: calls.append(len(each)) or joined(each))
+    large = {"upscale": 1.5, "upscale_strength": 0.5, "steps": 4}
+    table = [row | (large if number else {}) for number, row in enumerate(four(given)[:3])]
+    assert cli.main(words(write(tmp_path, table), "--vae-tiling")) == 0
+    assert (painted, calls) == ([[0], [1, 2]], [1, 2, 2])
+    alone = tmp_path / "alone.png"
+    for number, row in enumerate(table):
+        made = tmp_path / "out" / f"{number + 1:06}.png"
+        assert cli.main([*as_generate(row, alone), "--vae-tiling"]) == 0
+        assert recipe.read(made) == recipe.read(alone)
+        assert alike(made, alone, 4), number
+    assert cli.main([*as_generate(row | {"upscale_strength": 0.8}, alone), "--vae-tiling"]) == 0
+    assert not alike(made, alone, 20)
+
+
 def test_calls_are_no_larger_than_asked_and_files_have_their_names(tmp_path, given, painted, capsys):
     table = four(given)
     table[2]["output"] = "star.png"
@@ -161,12 +180,14 @@ def test_calls_are_no_larger_than_asked_and_files_have_their_names(tmp_path, giv
 def test_a_column_is_an_option_of_generate_and_all_others_are_for_the_command_line():
     (commands,) = (one for one in cli.build_parser()._actions if isinstance(one, argparse._SubParsersAction))
     actions = {name: {one.dest: one for one in commands.choices[name]._actions} for name in ("generate", "batch")}
-    readers = {name: one.type or str for name, one in actions["generate"].items()}
+    readers = {
+        name: reading.truth if one.const is True else one.type or str for name, one in actions["generate"].items()
+    }
     columns = manifest.COLUMNS
     for column in columns.keys() - {"prompt", "output"}:
         assert columns[column] is readers[column]
         assert actions["generate"][column].default == actions["batch"][column].default
-    assert readers.keys() - columns.keys() <= actions["batch"].keys() | {"num_images", *cli.LARGE}
+    assert readers.keys() - columns.keys() <= actions["batch"].keys() | {"num_images"}
 
 
 # --- What is done stays done -----------------------------------------------------------------------------------------
@@ -226,7 +247,7 @@ def test_a_change_makes_only_what_it_changes(change, again, tmp_path, given, bla
 class Blank:
     """Stands for a pipeline, and makes white pictures."""
 
-    _execution_device, dtype = torch.device("cpu"), torch.float32
+    _execution_device, dtype, unet = torch.device("cpu"), torch.float32, torch.nn.Identity()
 
     def set_progress_bar_config(self, disable: bool) -> None: ...
 
@@ -295,28 +316,28 @@ def work(asked: list[str], log: Path, dies_at: int | None) -> None:
     """
     torch.set_num_threads(1)  # the other threads were not copied
     accelerate.PartialState._reset_state()
-    paint, keep = batch.Painter.paint, generate.keep
+    paint, keep = painter.Painter.paint, generate.keep
 
-    def noting(painter, numbers):
+    def noting(self, numbers):
         with log.open("a") as file:
             file.write(f"{numbers[0]}\n")
-        return paint(painter, numbers)
+        return paint(self, numbers)
 
     def dying(picture, path, *rest):
         if path.name == f"{(dies_at or 0) + 1:06}.png" and dies_at is not None:
             picture.save = lambda scratch, **_: (Path(scratch).write_bytes(b"torn"), os.kill(os.getpid(), 9))
         keep(picture, path, *rest)
 
-    batch.Painter.paint, generate.keep = noting, dying
+    painter.Painter.paint, generate.keep = noting, dying
     assert cli.main(asked) == 0
 
 
-def launch(processes: int, asked: list[str], log: Path, dies_at: int | None = None) -> list[int]:
+def launch(count: int, asked: list[str], log: Path, dies_at: int | None = None) -> list[int]:
     """Run in so many processes, as Accelerate starts them, and return the rows that were painted."""
     log.write_text("")
     died = pytest.raises((ProcessExitedException, ProcessRaisedException))  # itself, or one that waited for it
     with contextlib.nullcontext() if dies_at is None else died:
-        accelerate.debug_launcher(work, (asked, log, dies_at), processes)
+        accelerate.debug_launcher(work, (asked, log, dies_at), count)
     return sorted(map(int, log.read_text().split()))
 
 
@@ -329,9 +350,9 @@ def test_each_row_is_made_once_by_three_processes(tmp_path, undisturbed, capfd):
     assert launch(3, asked, tmp_path / "log") == []
 
 
-def killed(processes: int, path: str, folder: Path) -> list[str]:
+def killed(count: int, path: str, folder: Path) -> list[str]:
     """Run until one of so many processes dies at the fifth row, and return the names of what is there then."""
-    launch(processes, words(path, "--batch-size", "1", out=folder / "out"), folder / "log", dies_at=4)
+    launch(count, words(path, "--batch-size", "1", out=folder / "out"), folder / "log", dies_at=4)
     return [one.name for one in (folder / "out").iterdir()]
 
 
@@ -367,6 +388,17 @@ def test_accelerate_launch_goes_on_where_other_processes_were_killed(tmp_path, u
     assert same(pictures(tmp_path), whole)
 
 
+def test_neighbours_go_to_different_processes(monkeypatch):
+    """So that a part of the table that takes long is shared by all."""
+    state = accelerate.PartialState(cpu=True)
+    monkeypatch.setattr(state, "num_processes", 3)
+    parts = []
+    for index in range(3):
+        monkeypatch.setattr(state, "process_index", index)
+        parts.append(processes.share(state, list(range(8))))
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
 def fail_at(number: int, asked: list[str], row: str) -> None:
     """Run where one process, and it alone, cannot read a file."""
     accelerate.PartialState._reset_state()
@@ -392,12 +424,12 @@ def test_a_mistake_that_one_process_finds_ends_all_and_is_told_once(number, tmp_
     ],
 )
 def test_processes_have_devices_of_their_own(options, message):
-    processes = argparse.Namespace(num_processes=2, device=torch.device("cuda:1"))
+    two = argparse.Namespace(num_processes=2, device=torch.device("cuda:1"))
     given = argparse.Namespace(**{"device": None, "device_map": None, **options})
     with pytest.raises(ValueError, match=message):
-        batch.place(given, processes)
+        processes.place(given, two)
     fine = argparse.Namespace(device="cuda", device_map=None)
-    batch.place(fine, processes)
+    processes.place(fine, two)
     assert fine.device == "cuda:1"
 
 
@@ -431,6 +463,23 @@ def test_a_row_that_fails_takes_no_other_with_it(tmp_path, given, painted, capsy
     assert "2 made in" in capsys.readouterr().out
 
 
+def test_what_a_failed_call_held_is_free_when_its_rows_are_tried_alone(tmp_path, given, blank, monkeypatch):
+    """Memory above all, of which there was not enough."""
+    held: list[weakref.ref] = []
+
+    def call(pipe, prompt, **_):
+        large = Image.new("RGB", (64, 64))
+        if len(prompt) > 1:
+            held.append(weakref.ref(large))
+            raise MemoryError
+        assert held[0]() is None
+        return argparse.Namespace(images=[large])
+
+    monkeypatch.setattr(Blank, "__call__", call)
+    assert cli.main(words(write(tmp_path, four(given)))) == 0
+    assert len(pictures(tmp_path)) == 4
+
+
 def test_a_disk_that_is_full_ends_the_run(tmp_path, given, blank, painted, monkeypatch, capsys):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -456,6 +505,15 @@ def test_a_manifest_is_read_alike_from_both_kinds(tmp_path):
     assert [row.place for row in cells] == ["rows.csv, line 2", "rows.csv, line 3"]
 
 
+def test_a_manifest_may_be_what_windows_writes(tmp_path):
+    """With a mark of the byte order, line ends of two letters, and spaces after commas."""
+    (tmp_path / "rows.csv").write_bytes('\ufeffprompt, hires\r\n"a heart, \u2665", TRUE\r\n'.encode())
+    (tmp_path / "rows.jsonl").write_bytes('\ufeff{"prompt": "a heart, \u2665", "hires": true}\r\n\r\n'.encode())
+    for name in ("rows.csv", "rows.jsonl"):
+        (row,) = manifest.read(str(tmp_path / name))
+        assert row.given == {"prompt": ["a heart, \u2665"], "hires": True}
+
+
 GOOD = '{"prompt": "a heart", "style": "REFERENCE"}\n'
 
 
@@ -476,12 +534,25 @@ GOOD = '{"prompt": "a heart", "style": "REFERENCE"}\n'
         ("a.jsonl", '{"prompt": "a heart"}\n', "a.jsonl, line 1: no style"),
         ("a.jsonl", '{"prompt": ["a heart"]}\n', "a.jsonl, line 1: prompt: expected text or a number"),
         ("a.jsonl", GOOD[:-2] + ', "steps": 0}\n', "a.jsonl, line 1: steps: expected a whole number above 0"),
-        ("a.jsonl", GOOD[:-2] + ', "steps": true}\n', "a.jsonl, line 1: steps: expected text or a number, got True"),
+        (
+            "a.jsonl",
+            GOOD[:-2] + ', "steps": true}\n',
+            "a.jsonl, line 1: steps: expected a whole number above 0, got 'true'",
+        ),
         ("a.jsonl", GOOD[:-2] + ', "guidance": NaN}\n', "a.jsonl, line 1: guidance: expected a number"),
         ("a.jsonl", GOOD[:-2] + ', "size": 65}\n', "a.jsonl, line 1: size: expected WxH"),
         ("a.jsonl", GOOD[:-2] + ', "mask": "x.png"}\n', "a.jsonl, line 1: --mask needs --image"),
         ("a.jsonl", GOOD[:-2] + ', "output": "../x.png"}\n', "a.jsonl, line 1: output: expected a name in the"),
         ("a.jsonl", GOOD[:-2] + ', "output": "x.jpg"}\n', "a.jsonl, line 1: output: expected a name in the"),
+        ("a.jsonl", GOOD[:-2] + ', "output": "a\\u0000.png"}\n', "a.jsonl, line 1: output: expected a name in the"),
+        ("a.jsonl", GOOD[:-2] + f', "output": "{"x" * 240}.png"}}\n', "a.jsonl, line 1: output: expected a name in"),
+        (
+            "a.jsonl",
+            GOOD[:-2] + ', "hires": "large"}\n',
+            "a.jsonl, line 1: hires: expected true or false, got 'large'",
+        ),
+        ("a.jsonl", GOOD[:-2] + ', "hires": true}\n', "a.jsonl, line 1: --hires needs a --size"),
+        ("a.jsonl", GOOD[:-2] + ', "upscale": 2, "steps": 3}\n', "a.jsonl, line 1: --upscale-strength 0.3 of 3 steps"),
         (
             "a.jsonl",
             GOOD[:-2] + ', "output": "000002.PNG"}\n' + GOOD,

@@ -26,8 +26,9 @@ from diffusers.utils import dynamic_modules_utils
 from hosts import HOSTS, adapter_state, content_encoder, write_adapter, write_checkpoint
 from huggingface_hub import constants
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_cli import SD15_UNET, SDXL_UNET
+from test_fast import LAYERS, kohya
 
 import instantstyle
 import pipeline_instantstyle
@@ -121,6 +122,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": made / "text",
         "stable-diffusion-v1-5/stable-diffusion-v1-5": Path(write_checkpoint(made / "sd15", "sd15")),
         "lllyasviel/control_v11p_sd15_canny": made / "controlnet",
+        "stabilityai/sdxl-turbo": tiny.path(),
+        "ByteDance/SDXL-Lightning": write_fast_weights(made / "fast"),
     }
     for part in content_encoder():
         part.save_pretrained(made / "text")
@@ -142,6 +145,15 @@ def write_adapters(folder: Path) -> Path:
     state = adapter_state("sd15", unet=UNet2DConditionModel.from_pretrained(tiny.path(), subfolder="unet"))
     tensors = {f"{part}.{key}": tensor for part, inside in state.items() for key, tensor in inside.items()}
     save_file(tensors, folder / "sdxl_models" / "ip-adapter_sdxl_vit-h.safetensors")
+    return folder
+
+
+def write_fast_weights(folder: Path) -> Path:
+    """Write a LoRA and a UNet under the names of SDXL-Lightning."""
+    folder.mkdir()
+    unet = load_file(tiny.path() / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file(kohya(unet, LAYERS), folder / "sdxl_lightning_4step_lora.safetensors")
+    save_file(unet, folder / "sdxl_lightning_4step_unet.safetensors")
     return folder
 
 

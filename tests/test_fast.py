@@ -46,7 +46,15 @@ LAYERS = [
 LIGHTNING, HYPER = "ByteDance/SDXL-Lightning:sdxl_lightning_{}step_lora", "ByteDance/Hyper-SD:Hyper-{}-{}-lora"
 TRAILING = {"timestep_spacing": "trailing"}
 EULER, DDIM = ("EulerDiscreteScheduler", TRAILING), ("DDIMScheduler", TRAILING)
-PUBLISHED: dict[str, tuple[str | None, str | None, tuple[str, dict[str, str]], int, float, dict[str, float]]] = {
+PUBLISHED: dict[str, tuple[str | None, str | None, tuple[str, dict[str, str]], int, float, dict[str, Any]]] = {
+    "lightning-1": (
+        "ByteDance/SDXL-Lightning:sdxl_lightning_1step_unet_x0",
+        None,
+        ("EulerDiscreteScheduler", {**TRAILING, "prediction_type": "sample"}),
+        1,
+        0,
+        {},
+    ),
     "lightning-2": (LIGHTNING.format(2), None, EULER, 2, 0, {}),
     "lightning-4": (LIGHTNING.format(4), None, EULER, 4, 0, {}),
     "lightning-8": (LIGHTNING.format(8), None, EULER, 8, 0, {}),
@@ -57,6 +65,14 @@ PUBLISHED: dict[str, tuple[str | None, str | None, tuple[str, dict[str, str]], i
         1,
         0,
         {"eta": 1.0},
+    ),
+    "hyper-1-unet": (
+        "ByteDance/Hyper-SD:Hyper-SDXL-1step-Unet",
+        None,
+        ("LCMScheduler", {}),
+        1,
+        0,
+        {"timesteps": [800]},
     ),
     "hyper-2": (HYPER.format("SDXL", "2steps"), HYPER.format("SD15", "2steps"), DDIM, 2, 0, {}),
     "hyper-4": (HYPER.format("SDXL", "4steps"), HYPER.format("SD15", "4steps"), DDIM, 4, 0, {}),
@@ -274,12 +290,13 @@ def test_the_recipes_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> 
                 fast.find_weights(chosen, "sd15")
 
 
-def test_the_readme_names_every_recipe() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_names_every_recipe() -> None:
+    text = (ROOT / "docs" / "fast.md").read_text(encoding="utf-8")
     (table,) = [part for part in text.split("\n\n") if part.startswith("| `--fast` |")]
     for name, one in fast.RECIPES.items():
         (row,) = [line for line in table.splitlines() if f"`{name}`" in line]
-        assert f" {one.steps}" in row and row.endswith(f"| {one.guidance:g} |")
+        *_, steps, guidance, _ = row.split(" |")
+        assert f" {one.steps}" in steps and guidance.startswith(f" {one.guidance:g}")
         assert one.weights["sdxl"] is None or one.weights["sdxl"].partition(":")[0] in row
         assert ("| yes |" in row) == ("sd15" in one.weights)
 
@@ -325,22 +342,31 @@ def host() -> Any:
     return pipe
 
 
-@pytest.mark.parametrize("name", ["lightning-4", "hyper-1", "hyper-8-cfg", "lcm", "turbo"])
+@pytest.mark.parametrize(
+    "name", ["lightning-1", "lightning-4", "hyper-1", "hyper-1-unet", "hyper-8-cfg", "lcm", "turbo"]
+)
 def test_one_word_paints_what_the_host_paints_by_the_published_settings(
-    name: str, host: Any, lora: dict[str, Path], tmp_path: Path
+    name: str, host: Any, lora: dict[str, Path], unet: Tensors, tmp_path: Path
 ) -> None:
     weights, _, (scheduler, settings), steps, guidance, more = PUBLISHED[name]
-    given = ["--fast-weights", str(lora["kohya"])] if weights else []
+    other_unet = {key: tensor * 1.01 for key, tensor in unet.items()}
+    save_file(other_unet, tmp_path / "unet.safetensors")
+    whole = bool(weights) and "unet" in weights.lower()
+    given = ["--fast-weights", str(tmp_path / "unet.safetensors" if whole else lora["kohya"])] if weights else []
     made = generate(tmp_path / "heart.png", "--fast", name, *given)
     before = host.scheduler
     host.scheduler = getattr(diffusers, scheduler).from_config(before.config, **settings)
     arguments = {"num_inference_steps": steps, "guidance_scale": guidance, **more}
     bare = picture(host, **arguments)
-    if weights:
+    if whole:
+        host.unet.load_state_dict(other_unet, strict=False)
+    elif weights:
         host.load_lora_weights(str(lora["kohya"]))
     expected = picture(host, **arguments)
+    arguments.pop("timesteps", None)
     other = picture(host, **{**arguments, "num_inference_steps": steps + 1})
     host.unload_lora_weights()
+    host.unet.load_state_dict(unet, strict=False)
     host.scheduler = before
     assert abs(made - expected).max() <= 1
     assert abs(made - other).max() > 10
@@ -399,6 +425,7 @@ SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
             "`weights` infinite.safetensors holds values that are not",
         ),
         (["--fast", "lcm", "--fast-weights", "{unet}"], "does not fit the UNet, as in 'conv_in.bias'"),
+        (["--fast", "hyper-1-unet", "--steps", "2"], "--fast hyper-1-unet is one step from noise; leave --steps, "),
         (["--fast", "lcm", "--negative", "a star"], "--negative says nothing at guidance 1, which is what --fast lcm"),
         (
             ["--fast", "lightning-4", "--model", "{folder}/sd15"],

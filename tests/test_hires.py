@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hosts import (
     UNET_WIDTHS,
     _controlnet,
     _unet,
+    _with_controlnet_union,
     adapter_state,
     components,
     feature_extractor,
@@ -35,7 +37,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import instantstyle
-from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe
+from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe, with_instantstyle
 
 
 ROOT = Path(__file__).parents[1]
@@ -55,16 +57,16 @@ def adapter() -> Any:
     return adapter_state("sdxl", unet=_unet("sdxl", **FULL))
 
 
-def build(name: str, family: str = "sdxl") -> Any:
-    """Build a pipeline of ours or of diffusers, by its class's name, on a tiny UNet of the family's full topology."""
+def build(name: Any, family: str = "sdxl", **more: Any) -> Any:
+    """Build a pipeline of ours or of diffusers, by its class or its name, on a tiny UNet of the full topology."""
     parts = components(family)
     if family == "sdxl":
         parts["unet"] = _unet("sdxl", **FULL)
         parts |= {"image_encoder": image_encoder("sdxl"), "feature_extractor": feature_extractor()}
-    if "ControlNet" in name:
+    if "ControlNet" in str(name):
         parts["controlnet"] = _controlnet(family)
-    cls = getattr(instantstyle, name, None) or getattr(diffusers, name)
-    pipe = cls(**parts)
+    cls = (getattr(instantstyle, name, None) or getattr(diffusers, name)) if isinstance(name, str) else name
+    pipe = cls(**{**parts, **more})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -173,26 +175,57 @@ def test_with_a_controlnet_it_paints_as_the_librarys_own_pipeline(monkeypatch: p
     assert differ(made, paint(variant, **inputs, control_guidance_end=0.6))
 
 
-CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 5}
+CONTROL = {"image": picture(103, (SIDE, SIDE)), "num_inference_steps": 3}
 
 
-def test_a_controlnet_and_an_adapter_work_together(adapter: Any) -> None:
+SIZE = {"width": SIDE, "height": SIDE}
+MASK = Image.linear_gradient("L").resize((SIDE, SIDE)).point(lambda value: 255 * (value > 127))
+# Host -> its own parts, what it is given, and what of that makes another picture.
+OTHERS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
+    "StableDiffusionXLControlNetPipeline": (
+        lambda: {"controlnet": _controlnet("sdxl")},
+        CONTROL,
+        {"controlnet_conditioning_scale": 0.1},
+    ),
+    "StableDiffusionXLControlNetPipeline, two": (
+        lambda: {"controlnet": [_controlnet("sdxl"), _controlnet("sdxl")]},
+        {**CONTROL, "image": [CONTROL["image"]] * 2, "controlnet_conditioning_scale": [0.8, 0.5]},
+        {"controlnet_conditioning_scale": [0.8, 0.1]},
+    ),
+    "StableDiffusionXLControlNetUnionPipeline": (
+        lambda: {"controlnet": _with_controlnet_union()["controlnet"]},
+        {"control_image": CONTROL["image"], "control_mode": 1, "num_inference_steps": 3, **SIZE},
+        {"controlnet_conditioning_scale": 0.1},
+    ),
+    "StableDiffusionXLInpaintPipeline": (
+        dict,
+        {"image": CONTROL["image"], "mask_image": MASK, "strength": 0.9, "num_inference_steps": 4, **SIZE},
+        {"strength": 0.5},
+    ),
+    "StableDiffusionXLPAGPipeline": (
+        lambda: {"pag_applied_layers": ["down_blocks.1", "mid"]},
+        {"pag_scale": 3.0, "num_inference_steps": 3, **SIZE},
+        {"pag_scale": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_guides_and_an_adapter_work_together(name: str, adapter: Any) -> None:
     """Which the library's own pipeline cannot. Here the host is the measure, with the same help."""
-    pipes = [
-        load(build(f"StableDiffusionXL{kind}ControlNetPipeline"), adapter)
-        for kind in ("", "InstantStyle", "InstantStyle")
-    ]
-    stock, variant, plain = pipes
+    parts, inputs, change = OTHERS[name]
+    host = getattr(diffusers, name.partition(",")[0])
+    stock, variant = (load(build(cls, **parts()), adapter) for cls in (host, with_instantstyle(host)))
+    inputs = {**inputs, **reference()}
+    small = paint(variant, **inputs)
     for pipe in (stock, variant):
         enable_hidiffusion(pipe)
-    made = paint(variant, **CONTROL, **reference())
-    assert same(made, paint(stock, **CONTROL, **reference()), TOLERANCE)
-    for other in (
-        paint(variant, **CONTROL, **reference(2)),
-        paint(variant, **CONTROL, **reference(), controlnet_conditioning_scale=0.1),
-        paint(plain, **CONTROL, **reference()),
-    ):
+    made = paint(variant, **inputs)
+    assert same(made, paint(stock, **inputs), TOLERANCE)
+    for other in (small, paint(variant, **{**inputs, **reference(2)}), paint(variant, **{**inputs, **change})):
         assert differ(made, other)
+    disable_hidiffusion(variant)
+    assert same(small, paint(variant, **inputs))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,6 +325,38 @@ def test_a_picture_depends_on_its_seeds_alone() -> None:
         assert differ(first, paint(pipe))
 
 
+def test_a_pipeline_that_shares_the_unet_is_refused_until_it_is_enabled() -> None:
+    """The library goes by the number of steps of the pipeline that it was given."""
+    pipe, alone = (build("StableDiffusionXLInstantStylePipeline") for _ in range(2))
+    enable_hidiffusion(pipe)
+    other, short = type(pipe).from_pipe(pipe, dtype=torch.float32), {"num_inference_steps": 2}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`enable_hidiffusion` was given another pipeline"):
+            paint(other, **short)
+        paint(pipe, **short)
+    assert pipe.num_timesteps == 2
+    enable_hidiffusion(other)
+    enable_hidiffusion(alone)
+    assert same(paint(other, **short), paint(alone, **short))
+    disable_hidiffusion(pipe)
+    disable_hidiffusion(alone)
+    assert same(paint(pipe, **short), paint(alone, **short))
+
+
+def test_what_is_saved_meanwhile_is_what_was_there(tmp_path: Path) -> None:
+    pipe = build("StableDiffusionXLInstantStylePipeline")
+
+    def saved() -> dict[str, bytes]:
+        pipe.unet.save_pretrained(tmp_path)
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    before = saved()
+    enable_hidiffusion(pipe)
+    assert saved() == before
+    pipe.unet.conv_in.bias.data += 1
+    assert saved() != before
+
+
 def test_a_failed_pass_puts_the_random_state_back() -> None:
     pipe = build("StableDiffusionXLInstantStylePipeline")
     enable_hidiffusion(pipe)
@@ -377,6 +442,20 @@ def test_parts_that_it_cannot_change_are_refused_and_nothing_is_changed() -> Non
         enable_hidiffusion(pipe)
 
 
+@pytest.mark.parametrize("part", ["", "unet", "unet.mid_block"])
+def test_a_compiled_unet_is_refused(part: str) -> None:
+    pipe = build("StableDiffusionXLInstantStylePipeline")
+    clean = trace(pipe)
+    if part:
+        operator.attrgetter(part)(pipe).compile(backend="eager")
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with pytest.raises(ValueError, match="`pipe.unet` is compiled, but HiDiffusion changes its course"):
+        enable_hidiffusion(pipe)
+    pipe.unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
+    assert {name: found[0] for name, found in trace(pipe).items()} == {name: found[0] for name, found in clean.items()}
+
+
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -397,13 +476,34 @@ def generate(out: Path, *words: str, style: str = REFERENCE) -> np.ndarray:
     return np.asarray(Image.open(out), dtype=np.int16)
 
 
-def test_hires_on_the_command_line(adapter: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+@pytest.fixture(scope="module")
+def model(adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a model of the full topology, with its adapter."""
+    folder = tmp_path_factory.mktemp("model")
     build("StableDiffusionXLPipeline").save_pretrained(folder)
     weights = folder / "sdxl_models" / "ip-adapter_sdxl.safetensors"
     weights.parent.mkdir()
     save_file({f"{part}.{key}": value for part, state in adapter.items() for key, value in state.items()}, weights)
-    words = ["--model", str(folder), "--size", str(SIDE), "--steps", str(STEPS)]
+    return str(folder)
+
+
+def test_some_rows_of_a_batch_are_large(model: str, tmp_path: Path) -> None:
+    """And each is what `generate` makes of it, with those of its kind in one call."""
+    rows = [{"prompt": "a heart", "seed": seed, "hires": hires} for seed, hires in enumerate((True, False, True))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--style", REFERENCE, "--model", model, "--size", str(SIDE), "--steps", "3"]
+    assert cli.main(["batch", str(tmp_path / "rows.jsonl"), "-o", str(tmp_path / "out"), *words]) == 0
+    alone = tmp_path / "alone.png"
+    for number, row in list(enumerate(rows))[1:]:
+        made = np.asarray(Image.open(tmp_path / "out" / f"00000{number + 1}.png"), dtype=np.int16)
+        for switch in ([], ["--hires"]):
+            own = [*words[2:], "--seed", str(number), *switch]
+            distance = abs(made - generate(alone, *own)).max()
+            assert distance <= 1 if row["hires"] == bool(switch) else distance > 10
+
+
+def test_hires_on_the_command_line(adapter: Any, model: str, tmp_path: Path) -> None:
+    words = ["--model", model, "--size", str(SIDE), "--steps", str(STEPS)]
     out = tmp_path / "heart.png"
     made = generate(out, *words, "--hires")
     assert recipe.read(out)["hires"] is True
@@ -426,6 +526,8 @@ def test_hires_on_the_command_line(adapter: Any, tmp_path: Path) -> None:
         (["--upscale", "1"], "--upscale: expected a number above 1, got '1'"),
         (["--upscale-strength", "0.5"], "--upscale-strength needs --upscale"),
         (["--upscale", "2", "--steps", "3"], "--upscale-strength 0.3 of 3 steps leaves none"),
+        (["--image", REFERENCE, "--fast", "turbo"], "--strength 0.3 of 1 steps leaves none; give more of either"),
+        (["--image", REFERENCE, "--strength", "0.1", "--steps", "9"], "--strength 0.1 of 9 steps leaves none"),
         (["--upscale", "2", "--fast", "turbo"], "--upscale-strength 0.3 of 1 steps leaves none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
