@@ -15,6 +15,7 @@ from instantstyle import models
 INDEX = "model_index.json"
 CONTROLNET = "controlnet"  # of the embedded checkpoint; no pipeline of text alone names it
 TERMS = ("license", "license_name", "license_link", "base_model", "base_model_relation")
+LEGAL = ("license", "licence", "notice", "copying", "use_policy")  # how files begin that must go along with weights
 HIDDEN = shutil.ignore_patterns(".*")
 
 Take = Callable[[str, str], Any]
@@ -42,6 +43,13 @@ class Checkpoint:
     index: Mapping[str, Any]
     adapter: models.Adapter
     terms: Mapping[str, Any]
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the embedded checkpoint."""
+        from instantstyle import tiny
+
+        return self.folder == tiny.path()
 
     @property
     def own_adapter(self) -> bool:
@@ -153,8 +161,9 @@ def copy_checkpoint(checkpoint: Checkpoint, target: Path, class_entry: list[str]
         shutil.copytree(folder / name, target / name, copy_function=take, ignore=HIDDEN)
     if checkpoint.own_adapter:
         copy_adapter(checkpoint.adapter, target, take)
-    for path in folder.glob("LICENSE*"):
-        take(str(path), str(target / path.name))
+    for path in folder.iterdir():
+        if path.is_file() and path.name.lower().startswith(LEGAL):
+            take(str(path), str(target / path.name))
     index = {**checkpoint.index, "_class_name": class_entry}
     (target / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

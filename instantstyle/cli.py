@@ -485,7 +485,8 @@ COMMANDS = {
         add_export,
         "write the plugin's Hub repository into a folder",
         "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
-        "loads it, a model card with pictures, and example style files.",
+        "loads it, a file for each other pipeline, blocks for Modular Diffusers, a model card with pictures, "
+        "and example style files.",
     ),
     "publish": (
         add_publish,

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     folder = check_folder(options.folder)
     bars = sys.stderr.isatty() and not options.quiet
     with calm(bars), whole(folder) as scratch:
-        write_repository(scratch, ANYONE, chosen(options), shutil.copyfile, bars)
+        write_repository(scratch, ANYONE, None, chosen(options), shutil.copyfile, bars)
     print(folder)
 
 
@@ -68,25 +68,30 @@ def whole(folder: Path) -> Iterator[Path]:
         made.replace(folder)
 
 
-def write_repository(folder: Path, repo_id: str, checkpoint: Checkpoint | None, take: Take, bars: bool) -> None:
+def write_repository(
+    folder: Path, repo_id: str, revision: str | None, checkpoint: Checkpoint | None, take: Take, bars: bool
+) -> None:
     """Write everything that the repository holds into an empty folder.
 
     Args:
         folder: The folder.
         repo_id: OWNER/NAME, for the card's examples.
+        revision: The branch that they load; by default `main`.
         checkpoint: What to publish beside the plugin, if anything.
         take: How the checkpoint's files come there.
         bars: Whether to show progress.
     """
     from instantstyle.card import write_card
     from instantstyle.gallery import write_gallery
+    from instantstyle.modular import InstantStyleXLBlocks
     from pipeline_instantstyle import write_code
 
     variants = write_variants(folder)
+    InstantStyleXLBlocks().save_pretrained(folder)
     if checkpoint is not None:
         copy_checkpoint(checkpoint, folder, write_code(checkpoint.host, folder), take)
     widget = write_gallery(folder, bars)
-    write_card(folder / "README.md", repo_id, variants, widget, checkpoint)
+    write_card(folder / "README.md", repo_id, revision, variants, widget, checkpoint)
 
 
 def write_variants(folder: Path) -> dict[str, str]:

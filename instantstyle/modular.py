@@ -34,6 +34,7 @@ from pipeline_instantstyle import (
     _check_style_scale,
     _ip_processor,
     _package,
+    _resolve_each,
     adapter_state,
     bare_unet,
     fetch,
@@ -238,7 +239,7 @@ class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
         arguments, ours = ({name: block[name] for name in names} for names in (OF_THE_HOST, OURS))
         call, targets = pipe._plan_call(arguments, adapter, **ours)
         if not call.referenced:
-            return _without_reference(components, block, adapter), state
+            return _without_reference(components, block, adapter, device), state
         if targets is not None:
             processors = retargeted(unet, adapter, targets, device)
         projection = (adapter.projection, "ip_image_proj")
@@ -273,15 +274,15 @@ def _read_style(block: Any, unet: Any, device: torch.device) -> tuple[Any, dict[
     return _package("applying", "`style`").dress(unet, block.style, block.style_scale, "style_scale", device)
 
 
-def _without_reference(components: Any, block: Any, adapter: AdapterState | None) -> Any:
-    if block.ip_adapter_embeds is not None and block.target_blocks is not None:
-        raise ValueError(
-            "`target_blocks` cannot go with `ip_adapter_embeds`, which the blocks in force see. Pass "
-            "`ip_adapter_image`, or call `variant_of(pipe).set_target_blocks`."
-        )
-    if block.ip_adapter_embeds is not None or adapter is None:
+def _without_reference(components: Any, block: Any, adapter: AdapterState | None, device: torch.device) -> Any:
+    """The pipeline for a call that encodes none: it sees embeddings made elsewhere, or else nothing."""
+    if adapter is None or (block.ip_adapter_embeds is not None and block.target_blocks is None):
         return components
-    return _with_unet(components, DressedUNet(components.unet, adapter.plain, adapter.hid_proj))
+    if block.ip_adapter_embeds is None:
+        return _with_unet(components, DressedUNet(components.unet, adapter.plain, adapter.hid_proj))
+    unet = bare_unet(components)
+    processors = retargeted(unet, adapter, _resolve_each(block.target_blocks, unet, adapter), device)
+    return _with_unet(components, DressedUNet(components.unet, processors, (adapter.projection, "ip_image_proj")))
 
 
 def _embed(pipe: Any, call: _Call, device: torch.device) -> list[torch.Tensor]:

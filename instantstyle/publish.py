@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     token = "" if options.dry_run else find_token()
     bars = sys.stderr.isatty() and not options.quiet
     with calm(bars), tempfile.TemporaryDirectory() as scratch:
-        write_repository(Path(scratch), repo_id, chosen(options), borrow, bars)
+        write_repository(Path(scratch), repo_id, options.revision, chosen(options), borrow, bars)
         if options.dry_run:
             print(listing(Path(scratch)))
             return
@@ -139,7 +139,7 @@ def explained(repo_id: str, token: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise OSError(f"REPO_ID: {repo_id}: publishing needs the network, but HF_HUB_OFFLINE is set.") from error
-    except (HTTPError, RuntimeError) as error:  # the uploading threads wrap theirs
+    except (HTTPError, RuntimeError, OSError) as error:  # uploading threads wrap theirs; hf_xet's are of the last kind
         # Without its cause, which may quote headers.
         raise OSError(f"REPO_ID: {repo_id}: {meaning(error).replace(token, '***')}") from None
 
@@ -150,7 +150,10 @@ def meaning(error: BaseException) -> str:
     while cause is not None and not hasattr(cause, "response"):
         cause = cause.__cause__
     if cause is None:
-        return f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there"
+        return (
+            f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there, with "
+            "HF_HUB_DISABLE_XET=1 not through Xet"
+        )
     response: Any = cause.response
     status, said = response.status_code, getattr(cause, "server_message", None) or response.reason_phrase
     return f"{MEANINGS[status]} (HTTP {status})." if status in MEANINGS else f"the Hub answers {status}: {said}."

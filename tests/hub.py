@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 NAME = r"(?P<repo>[^/]+/[^/]+)"
 INFO = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}(/revision/(?P<revision>[^/]+))?")
-TREE = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}/tree/(?P<revision>[^/]+)")
+TREE = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
 RESOLVE = re.compile(rf"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 PREUPLOAD = re.compile(rf"/api/(?P<kind>models)/{NAME}/preupload/(?P<revision>[^/]+)")
 COMMIT = re.compile(rf"/api/(?P<kind>models)/{NAME}/commit/(?P<revision>[^/]+)")
@@ -48,11 +48,9 @@ class Repository:
         return Path(self.folder, path).read_bytes()
 
     def commit(self) -> str:
-        """Return the hash of the commit, which depends on every file."""
-        digest = hashlib.sha1()
-        for path in self.paths():
-            digest.update(path.encode() + self.read(path))
-        return digest.hexdigest()
+        """Return the hash of the commit, which depends on every file: on when it was written, to read none."""
+        stats = [(path, Path(self.folder, path).stat()) for path in self.paths()]
+        return hashlib.sha1(repr([(path, one.st_size, one.st_mtime_ns) for path, one in stats]).encode()).hexdigest()
 
     def info(self) -> dict[str, object]:
         """Describe the repository."""
@@ -65,9 +63,9 @@ class Repository:
             return None
         return hashlib.sha256(self.read(path)).hexdigest() if path.endswith(LARGE) else etag(self.read(path))
 
-    def tree(self) -> list[dict[str, object]]:
-        """List the files with their sizes and hashes."""
-        files = {path: self.read(path) for path in self.paths()}
+    def tree(self, folder: str | None) -> list[dict[str, object]]:
+        """List the files of all or of one folder with their sizes and hashes."""
+        files = {path: self.read(path) for path in self.paths() if folder is None or path.startswith(f"{folder}/")}
         return [{"type": "file", "path": path, "size": len(files[path]), "oid": etag(files[path])} for path in files]
 
 
@@ -198,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match := RESOLVE.fullmatch(path):
             return self._file(self._repository(match), match["path"])
         if match := TREE.fullmatch(path):
-            return self._json(self._repository(match).tree())
+            return self._tree(self._repository(match), match["folder"])
         if match := INFO.fullmatch(path):
             return self._json(self._repository(match).info())
         return self._unknown(path)
@@ -278,11 +276,20 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and not self._allowed()):
             raise Refusal("RepoNotFound")
-        if branch := self.hub.repositories.get(f"{name}@{revision}"):
-            return branch
-        if revision not in (None, "main", repository.commit()):
+        branches = {
+            key.partition("@")[2]: one for key, one in self.hub.repositories.items() if key.startswith(f"{name}@")
+        }
+        known = {"main": repository, **branches}
+        found = known.get(revision or "main") or {one.commit(): one for one in known.values()}.get(revision)
+        if found is None:
             raise Refusal("RevisionNotFound")
-        return repository
+        return found
+
+    def _tree(self, repository: Repository, folder: str | None) -> tuple[bytes, dict[str, str]]:
+        files = repository.tree(folder)
+        if folder is not None and not files:
+            raise Refusal("EntryNotFound")
+        return self._json(files)
 
     def _file(self, repository: Repository, path: str) -> tuple[bytes, dict[str, str]]:
         headers = {"X-Repo-Commit": repository.commit()}

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModularPipeline, UNet2DConditionModel
 from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
+from diffusers.utils import dynamic_modules_utils
 from hosts import HOSTS, adapter_state, content_encoder, write_adapter, write_checkpoint
 from huggingface_hub import constants
 from PIL import Image
@@ -171,6 +172,14 @@ def reader(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return {**arguments, "num_inference_steps": min(STEPS, arguments.get("num_inference_steps", STEPS))}
 
     monkeypatch.setattr(pipeline_instantstyle, "_bind", hurry)
+    call = ModularPipeline.__call__
+
+    def hurry_modular(pipe: Any, *state: Any, **inputs: Any) -> Any:
+        steps = {name: STEPS for name in inputs if name == "num_inference_steps"}
+        return call(pipe, *state, **{**inputs, **steps})
+
+    monkeypatch.setattr(ModularPipeline, "__call__", hurry_modular)
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
 @pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if any(not b.reason for b in blocks)])

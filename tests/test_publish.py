@@ -16,9 +16,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.utils import load_image
-from hosts import write_adapter, write_checkpoint
+from diffusers import ClassifierFreeGuidance, DiffusionPipeline
+from hosts import HOSTS, OTHER_HOSTS, SIDE, make, picture, write_adapter, write_checkpoint
 from hub import TOKEN, Hub, serve
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -27,7 +26,9 @@ from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference
 
 import instantstyle
 from instantstyle import Style, checkpoint, cli, gallery, publish, tiny
+from instantstyle.card import write_card
 from instantstyle.tiny import world
+from pipeline_instantstyle import with_instantstyle
 
 
 OWN_ADAPTER = ("someone/tiny", "sdxl_models", "ip-adapter_sdxl.safetensors")
@@ -51,7 +52,8 @@ PAINTED = {"images/grid.png"} | {
 }
 DRAWN = {"images/pink-dots.png", "images/blue-stripes.png"}
 STYLES = {"styles/pink-dots.safetensors", "styles/blue-stripes.safetensors"}
-PLUGIN_FILES = {"README.md", "pipeline.py", *VARIANTS, *PAINTED, *DRAWN, *STYLES}
+MODULAR = {"modular_config.json", "modular_instantstyle.py"}
+PLUGIN_FILES = {"README.md", "pipeline.py", *VARIANTS, *MODULAR, *PAINTED, *DRAWN, *STYLES}
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 TINY_PARTS = (*PARTS, "controlnet", "sdxl_models")
 
@@ -92,6 +94,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "plugin"
     assert cli.main(["export", str(folder)]) == 0
     return folder
+
+
+@contextmanager
+def gallery_of(exported: Path, side: int | None = None) -> Iterator[None]:
+    """Take the gallery of an export, which would be painted again the same, or small pictures in its place."""
+
+    def copy_gallery(folder: Path, _: bool) -> list[dict[str, Any]]:
+        for name in ("images", "styles"):
+            shutil.copytree(exported / name, folder / name)
+        for path in (folder / "images").iterdir() if side else ():
+            Image.open(path).resize((side, side)).save(path)
+        return ModelCard.load(exported / "README.md").data.to_dict()["widget"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gallery, "write_gallery", copy_gallery)
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,6 +182,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = "license: other\nlicense_name: mine\nlicense_link: LICENSE.md\nbase_model: someone/base\ntags: [mine]"
     (folder / "README.md").write_text(f"---\n{metadata}\n---\nMy own words.\n")
     (folder / "LICENSE.md").write_text("Do as you like.")
+    (folder / "Notice.txt").write_text("By me.")
     (folder / "optimizer.bin").write_text("large")
     (folder / "unet" / ".netrc").write_text("secret")
     return folder
@@ -174,7 +193,7 @@ def test_a_checkpoint_brings_what_it_needs(cards: dict[str, Path], mine: Path) -
     found, given = files_in(cards["mine"]), files_in(mine)
     index = json.loads(found["model_index.json"])
     names = {name for name in given if name.partition("/")[0] in index and name != "unet/.netrc"}
-    assert names | {"model_index.json", "LICENSE.md"} == found.keys() - PLUGIN_FILES
+    assert names | {"model_index.json", "LICENSE.md", "Notice.txt"} == found.keys() - PLUGIN_FILES
     assert {name: found[name] for name in names} == {name: given[name] for name in names}
     entry = ["pipeline_instantstyle_stable_diffusion", "StableDiffusionInstantStylePipeline"]
     assert index == {**json.loads(given["model_index.json"]), "_class_name": entry}
@@ -216,6 +235,14 @@ def test_a_checkpoint_that_cannot_be_loaded_is_refused(
     assert_refused(["export", "{out}", "--checkpoint", "{mine}"], message, {"out": tmp_path / "out", "mine": folder})
 
 
+def test_a_folder_that_is_called_tiny_is_not_ours(mine: Path, tmp_path: Path) -> None:
+    """Its license is its own, whatever its name."""
+    shutil.copytree(mine, tmp_path / "tiny")
+    found = checkpoint.find_checkpoint(str(tmp_path / "tiny"))
+    assert (found.label, found.embedded, found.terms["license"]) == ("tiny", False, "other")
+    assert checkpoint.find_checkpoint("tiny").embedded
+
+
 def test_no_name_leads_out_of_a_checkpoint() -> None:
     """A part is a folder beside `model_index.json`, whatever that says."""
     named = {"unet": ["diffusers", "U"], "vae": [None, None], "_class_name": ["mine", "Mine"], "size": 3}
@@ -247,8 +274,9 @@ def cards(exported: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory) 
     room, unnamed = tmp_path_factory.mktemp("cards"), tmp_path_factory.mktemp("unnamed")
     shutil.copytree(mine, unnamed, dirs_exist_ok=True)
     (unnamed / "README.md").unlink()
-    for name, words in {"tiny": [], "mine": [str(mine)], "unnamed": [str(unnamed)]}.items():
-        assert cli.main(["export", str(room / name), "--checkpoint", *words]) == 0
+    with gallery_of(exported):
+        for name, words in {"tiny": [], "mine": [str(mine)], "unnamed": [str(unnamed)]}.items():
+            assert cli.main(["export", str(room / name), "--checkpoint", *words]) == 0
     return {"plugin": exported, **{path.name: path for path in room.iterdir()}}
 
 
@@ -264,6 +292,7 @@ METADATA = {
     },
     "unnamed": {"license": "unknown"},
 }
+OURS = ("plugin", "tiny")  # of others' weights the Hub must show no pictures that they did not make
 ABOUT_WEIGHTS = {
     "plugin": "Weights are not in this repository",
     "tiny": "So are the weights",
@@ -278,9 +307,11 @@ def test_the_card_tells_the_hub_what_it_is(kind: str, cards: dict[str, Path]) ->
     metadata = ModelCard.load(cards[kind] / "README.md").data.to_dict()
     assert metadata.pop("library_name") == "diffusers"
     assert metadata.pop("pipeline_tag") == "text-to-image"
-    assert {"instantstyle", "ip-adapter", "style-transfer"} <= set(metadata.pop("tags"))
-    widget = metadata.pop("widget")
-    assert {entry["output"]["url"] for entry in widget} | {"images/grid.png"} == PAINTED
+    tags = set(metadata.pop("tags"))
+    assert {"instantstyle", "ip-adapter", "style-transfer"} <= tags
+    assert ("stable-diffusion-xl" in tags) == (kind in OURS)  # the others are of SD1.5
+    widget = metadata.pop("widget", [])
+    assert {entry["output"]["url"] for entry in widget} == (PAINTED - {"images/grid.png"} if kind in OURS else set())
     assert all(f"images/{entry['text'].split()[-1]}-" in entry["output"]["url"] for entry in widget)
     assert metadata == METADATA[kind]
 
@@ -295,8 +326,9 @@ def test_the_card_tells_what_is_there(kind: str, cards: dict[str, Path]) -> None
     assert named and all((cards[kind] / (one or other)).is_file() for one, other in named)
     assert examples(card) and [one for one in examples(card) if world.unknown_words(one)] == []
     assert [other for other, words in ABOUT_WEIGHTS.items() if words in " ".join(card.split())] == [kind]
+    assert ("<Gallery />" in card) == (kind in OURS)
     blocks = code_of(card)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         compile(block, kind, "exec")
 
@@ -329,6 +361,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
 
 LOADING = """
     import diffusers
+    from diffusers import ClassifierFreeGuidance, ModularPipelineBlocks, StableDiffusionXLAutoBlocks
     from diffusers.utils import dynamic_modules_utils
     from huggingface_hub import snapshot_download
 
@@ -359,10 +392,24 @@ LOADING = """
     dynamic_modules_utils.get_diffusers_versions = lambda: [diffusers.__version__]
     found["mirror"] = paint_reference(load("someone/model", plain, custom_pipeline=plain), OWN_ADAPTER)
 
-    for block in CARD:
-        exec(block.replace("steps=30", "steps=30, generator=torch.Generator().manual_seed(0)"))
-    found["card"] = np.asarray(image)
+    for name, model in {"instantstyle": "someone/model", "tiny": "someone/tiny"}.items():
+        blocks = ModularPipelineBlocks.from_pretrained(f"someone/{name}", trust_remote_code=True)
+        found[f"modular {name}"] = paint_modular(blocks, model, OWN_ADAPTER)
+    host = StableDiffusionXLAutoBlocks()
+    host.sub_blocks["ip_adapter"] = blocks.sub_blocks["ip_adapter"]
+    host.variant_of = blocks.variant_of
+    found["modular step"] = paint_modular(host, "someone/tiny", OWN_ADAPTER)
 """
+
+
+def paint_modular(blocks: Any, model: str, adapter: Adapter) -> np.ndarray:
+    """Paint what `paint_reference` does, with modular blocks."""
+    pipe = blocks.init_pipeline(model)
+    pipe.load_components(workflow="text2image")
+    blocks.variant_of(pipe).load_ip_adapter(*adapter)
+    inputs = HOSTS["stable_diffusion_xl"].inputs()
+    pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=inputs.pop("guidance_scale")))
+    return pipe(**inputs, ip_adapter_image=picture(1), output="images")
 
 
 @pytest.fixture(scope="module")
@@ -372,19 +419,17 @@ def found(mine: Path, adapter: Adapter, exported: Path, tmp_path_factory: pytest
     (mirror / f"v{diffusers.__version__}").mkdir()
     shutil.copy(exported / "pipeline.py", mirror / f"v{diffusers.__version__}" / "pipeline_instantstyle.py")
     folders = {"someone/model": tiny.path(), "datasets/diffusers/community-pipelines-mirror": mirror}
-    with connected(room, folders) as hub:
+    with connected(room, folders) as hub, gallery_of(exported):
         assert cli.main(["publish", "someone/instantstyle"]) == 0
         assert cli.main(["publish", "someone/tiny", "--checkpoint"]) == 0
         assert cli.main(["publish", "someone/mine", "--checkpoint", str(mine)]) == 0
         pipe = instantstyle.StableDiffusionXLInstantStyleImg2ImgPipeline.from_pretrained(tiny.path())
         pipe.push_to_hub("someone/pushed")
         pipe.save_pretrained(str(room / "local"), push_to_hub=True, repo_id="someone/saved")
-        folder = hub.repositories["someone/tiny"].folder
-        given = {"ADAPTER": adapter, "CARD": code_of((folder / "README.md").read_text())}
-        given |= {"OWN_ADAPTER": OWN_ADAPTER, "IMG2IMG": IMG2IMG, "VARIANTS": VARIANTS}
+        given = {"ADAPTER": adapter, "OWN_ADAPTER": OWN_ADAPTER, "IMG2IMG": IMG2IMG, "VARIANTS": VARIANTS}
         process = tmp_path_factory.mktemp("process")
         hub.unknown.clear()  # an upload may ask who uploads, and can do without an answer
-        found = run(process, LOADING, given, [paint_reference], hub=hub.url)
+        found = run(process, LOADING, given, [paint_reference, paint_modular], hub=hub.url)
         assert hub.unknown == []
         published = {name: files_in(one.folder) for name, one in hub.repositories.items()}
     return {**found, "published": published}
@@ -435,19 +480,110 @@ def test_a_users_checkpoint_paints_as_before(found: dict[str, Any], mine: Path, 
     assert np.abs(found["mine"] - wrong).max() >= TWIN
 
 
-def test_the_code_of_the_card_runs(found: dict[str, Any], exported: Path) -> None:
-    """It makes what the package makes of the same words; the host makes something else."""
-    reference = load_image(str(exported / "images" / "pink-dots.png"))
-    made = []
-    for cls in (instantstyle.StableDiffusionXLInstantStylePipeline, StableDiffusionXLPipeline):
-        pipe = cls.from_pretrained(tiny.path())
-        pipe.load_ip_adapter(str(tiny.path()), *OWN_ADAPTER[1:])
-        pipe.set_progress_bar_config(disable=True)
-        settings = {"num_inference_steps": 30, "generator": torch.Generator().manual_seed(0)}
-        made.append(pipe("a heart", ip_adapter_image=reference, **settings).images[0])
-    right, wrong = (np.abs(found["card"].astype(int) - np.asarray(image)).max() for image in made)
-    assert right <= 1  # of 255, where rounding falls on the other side
-    assert wrong > 25
+@pytest.mark.parametrize("way", ["modular instantstyle", "modular tiny", "modular step"])
+def test_published_blocks_paint_as_the_package(way: str, found: dict[str, Any]) -> None:
+    """All blocks of the plugin and of a checkpoint, and the step in the host's: what the classic variant paints."""
+    right, wrong = local("StableDiffusionXLInstantStylePipeline"), local("StableDiffusionXLPipeline")
+    assert np.abs(found[way] - right).max() <= 10 * TOLERANCE  # the guider runs the halves of guidance by themselves
+    assert np.abs(found[way] - wrong).max() >= TWIN
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The card's code
+# ---------------------------------------------------------------------------------------------------------------------
+
+KINDS = [
+    HOSTS["stable_diffusion_img2img"],
+    HOSTS["stable_diffusion_controlnet_inpaint"],
+    OTHER_HOSTS["stable_diffusion_xl_controlnet_union"],
+]
+EVERYWHERE = {", dtype=torch.float16": "", "    dtype=torch.float16,\n": "", "cuda": "cpu", "_steps=30": "_steps=2"}
+
+RUNNING = """
+    import re
+
+    def fails(code, names):
+        try:
+            exec(code, names)
+        except Exception:
+            return True
+
+    for kind, blocks in CARDS.items():
+        names = {}
+        exec(blocks[0], names)
+        found[kind] = np.array(type(names["pipe"]).__name__)
+        found[kind + " images"] = np.asarray(names["images"])
+        bare = re.sub("^    (image|mask_image|control_image|control_mode)=.*\\n", "", blocks[0], flags=re.M)
+        found[kind + " needs more"] = np.array(bare != blocks[0] and fails(bare, names))
+        exec(blocks[1], names)
+        found[kind + " other"] = np.array(type(names["pipe"]).__name__)
+        if not found[kind + " needs more"]:
+            exec(blocks[2], names)
+            found[kind + " modular"] = np.asarray(names["images"])
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(exported: Path, adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Publish one checkpoint of every kind, and plugin and checkpoint on a branch; run their cards as visitors do."""
+    room, models = tmp_path_factory.mktemp("room"), tmp_path_factory.mktemp("models")
+    folders = {"stabilityai/stable-diffusion-xl-base-1.0": tiny.path(), "h94/IP-Adapter": tiny.path()}
+    with connected(room, folders) as hub, gallery_of(exported, SIDE):
+        assert cli.main(["publish", "someone/plugin", "--revision", "next"]) == 0
+        assert cli.main(["publish", "someone/weights", "--revision", "next", "--checkpoint"]) == 0
+        assert files_in(hub.repositories["someone/plugin"].folder) == {}
+        for host in KINDS:
+            make(host).save_pretrained(models / host.name)
+            write_adapter(models / host.name, host.family)
+            assert cli.main(["publish", f"someone/{host.name}", "--checkpoint", str(models / host.name)]) == 0
+        cards = {
+            name.removeprefix("someone/"): hurried((one.folder / "README.md").read_text())
+            for name, one in hub.repositories.items()
+            if name.startswith("someone/") and one.paths()
+        }
+        return run(tmp_path_factory.mktemp("process"), RUNNING, {"CARDS": cards}, hub=hub.url)
+
+
+def hurried(card: str) -> list[str]:
+    """Return the code of a card, for any machine and in two steps."""
+    for there, here in EVERYWHERE.items():
+        card = card.replace(there, here)
+    return code_of(card)
+
+
+def test_the_code_of_the_card_runs_for_every_kind_of_checkpoint(ran: dict[str, Any]) -> None:
+    """By the class that was published, with its weights, and with nothing in the call that it could do without."""
+    for host in KINDS:
+        assert str(ran[host.name]) == with_instantstyle(host.cls).__name__
+        assert ran[f"{host.name} needs more"]
+        assert np.ptp(ran[f"{host.name} images"]) > 0
+
+
+def test_the_code_of_the_card_loads_the_branch_that_it_is_on(ran: dict[str, Any]) -> None:
+    """On a branch of a repository that has nothing on `main`."""
+    for name in ("plugin@next", "weights@next"):
+        assert str(ran[name]) == "StableDiffusionXLInstantStylePipeline"
+        assert str(ran[f"{name} other"]) == "StableDiffusionXLInstantStyleImg2ImgPipeline"
+        assert ran[f"{name} images"].shape == ran[f"{name} modular"].shape == (1, 64, 64, 3)
+
+
+TASKS = {
+    diffusers.StableDiffusionXLPAGPipeline: ("text-to-image", "images"),
+    diffusers.StableDiffusionXLInpaintPipeline: ("image-to-image", "images"),
+    diffusers.StableDiffusionXLControlNetUnionPipeline: ("image-to-image", "images"),
+    diffusers.AnimateDiffPipeline: ("text-to-video", "frames"),
+    diffusers.AnimateDiffVideoToVideoPipeline: ("video-to-video", "frames"),
+}
+
+
+@pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
+def test_the_card_tells_what_a_checkpoint_is_for(cls: type[DiffusionPipeline], tmp_path: Path) -> None:
+    card, embedded = tmp_path / "README.md", checkpoint.find_checkpoint("tiny")
+    write_card(card, "someone/model", None, {}, [], replace(embedded, folder=tmp_path, host=cls))
+    loaded = ModelCard.load(card)
+    task, made = TASKS[cls]
+    assert loaded.data.pipeline_tag == task
+    assert f"\n).{made}\n" in code_of(loaded.text)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -576,6 +712,21 @@ def test_what_the_hub_refuses_is_told_in_one_line(
     assert TOKEN not in captured.err
     hub.refusing.clear()
     assert cli.main(words) == 0
+
+
+def test_where_xet_does_not_get_through(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Large files go through Xet where `hf_xet` is installed. What it says is told too, and it can be switched off."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    hub.refusing["GET /api/models/someone/new/xet-write-token"] = 403
+    assert cli.main(["publish", "someone/new"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("instantstyle: error: REPO_ID: someone/new: the Hub cannot be reached")
+    assert "403" in said and "HF_HUB_DISABLE_XET" in said and TOKEN not in said
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    assert cli.main(["publish", "someone/new"]) == 0
 
 
 @pytest.mark.parametrize(
