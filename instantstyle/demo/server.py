@@ -18,6 +18,9 @@ from instantstyle.demo.studio import Studio
 from instantstyle.style_file import LARGEST_FILE
 
 
+HERE = Path(__file__).parent
+
+
 @contextmanager
 def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
     """Serve the page for the length of the `with`.
@@ -48,7 +51,8 @@ def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
                 max_file_size=LARGEST_FILE,
                 footer_links=["api", "settings"],
                 theme=theme(),
-                css_paths=Path(__file__).with_name("look.css"),
+                css_paths=HERE / "look.css",
+                head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
             )
             yield public or local
         finally:
