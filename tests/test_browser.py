@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from browsers import chromium, missing
 from demos import REFERENCE, demo_options, served
+from PIL import Image
 
 from instantstyle import grid, recipe
 from instantstyle.demo.library import Library
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 30_000  # milliseconds
 MANY = 99  # steps: a run that is still going when something else happens
+BRUSH = (225, 29, 72)
 DONE = re.compile(r"Done in .* s, seed \d+\.")
 
 
@@ -316,16 +320,23 @@ def test_a_part_is_repainted(page, tmp_path):
 
 
 def paint_over(page: Any) -> None:
-    """Draw a line with the brush, again where the editor was not ready for it and has nothing to undo."""
-    undo, canvas = page.locator("#start-editor button[aria-label='Undo']"), page.locator("#start-editor canvas").first
+    """Draw a line with the brush, again if the editor was not ready for it."""
+    canvas = page.locator("#start-editor canvas").first
+    canvas.wait_for()
     for _ in range(20):
         canvas.hover()  # in its middle, once it has stopped moving
         box = canvas.bounding_box()
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5, steps=8)
         page.mouse.up()
-        if undo.is_enabled():
+        if painted_pixels(canvas) > 1000:
             return
+
+
+def painted_pixels(canvas: Any) -> int:
+    """Count the pixels of the brush's colour."""
+    with Image.open(io.BytesIO(canvas.screenshot())) as shown:
+        return int((np.abs(np.asarray(shown.convert("RGB"), int) - BRUSH).max(-1) < 8).sum())
 
 
 # Whoever is quick

@@ -285,7 +285,7 @@ def empty_values() -> dict:
 )
 def test_mistakes_are_refused_before_anything_is_painted(studio, changes, says, monkeypatch):
     monkeypatch.setattr(type(studio.pipe.unet), "forward", lambda *_, **__: pytest.fail("it was painted"))
-    with pytest.raises((ValueError, TypeError), match=says):
+    with pytest.raises((ValueError, TypeError, OSError), match=says):
         studio.paint(read_settings({**empty_values(), "reference": str(REFERENCE), **changes}))
     assert not studio._lock.locked()
 
@@ -443,7 +443,7 @@ def quick(**changes) -> dict:
 
 
 def test_the_api_is_what_its_documentation_says(client):
-    text = (ROOT / "instantstyle" / "demo" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
     actions = set(re.findall(r"^\| `/(\w+)` \|", text, flags=re.MULTILINE))
     found = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name.removeprefix("/") for name in found} == actions

@@ -94,7 +94,7 @@ class Page:
             self.controls["content"] = gr.Textbox(
                 "",
                 label=CONTENT,
-                placeholder="It shows, such as: a star",
+                placeholder="such as: a star",
                 scale=3,
                 min_width=180,
                 elem_id="content",
@@ -225,7 +225,7 @@ class Page:
         self.controls["target_blocks"] = gr.Textbox(
             self.studio.modes[0],
             label="Target blocks",
-            info="What the sliders, or Style and its like above, say: the blocks that see the reference",
+            info="The blocks that see the reference, as --target-blocks takes them",
             interactive=False,
             elem_id="target-blocks",
         )

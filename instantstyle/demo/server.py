@@ -60,7 +60,14 @@ def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
 
 
 def theme() -> gr.themes.Base:
-    """Return the theme: fonts of the system, so that none is fetched."""
+    """Return the theme: fonts of the system, so that none is fetched, and greys that can be read."""
     text = [fonts.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
     mono = [fonts.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
-    return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=text, font_mono=mono)
+    found = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=text, font_mono=mono)
+    return found.set(
+        body_text_color_subdued="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
+    )
