@@ -342,15 +342,9 @@ def painted_pixels(canvas: Any) -> int:
 # Whoever is quick
 
 
-def late(page: Any, name: str) -> None:
-    """Break a function of the page: what it does it does after a second, as if it had to ask a distant server."""
-    page.evaluate(
-        """name => {
-            const known = studio[name];
-            studio[name] = (...given) => new Promise(done => setTimeout(() => done(known(...given)), 1000));
-        }""",
-        name,
-    )
+def never(page: Any, name: str) -> None:
+    """Break a function of the page: its answer does not come, as from a server that is far away."""
+    page.evaluate("name => { studio[name] = () => new Promise(() => {}) }", name)
 
 
 def slide_first(page: Any) -> None:
@@ -371,7 +365,7 @@ def test_a_run_takes_the_blocks_that_were_chosen_a_moment_before(
     block = next(iter(studio.blocks))
     chosen = {"choose": {"layout": 1.0}, "slide": {block: 0.35} | {one: 1.0 for one in style_blocks(studio)}}[name]
     if broken:
-        late(page, name)
+        never(page, name)
     with held(page):
         choose(page)
         page.locator("#generate").click()

@@ -231,7 +231,7 @@ class Page:
         )
         scales = self.studio.scales([(self.studio.modes[0], 1.0)])
         with gr.Row(elem_id="sliders"):
-            self.scales = [gr.Slider(value=scale, label=block, **SCALES) for block, scale in scales.items()]
+            self.scales = [gr.Slider(value=one, label=name, min_width=200, **SCALES) for name, one in scales.items()]
 
     def _styles(self) -> None:
         gr.Markdown("A style file stands for the reference pictures, until it is taken away.")
