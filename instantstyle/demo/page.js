@@ -11,9 +11,10 @@ const studio = (() => {
   let halted = false; // the last run was stopped
 
   const studio = {
-    // Wait for what is on its way into a control.
+    // Wait for what is on its way into a control: until twice nothing is seen, as an upload shows a moment after it was
+    // asked for, and what the server makes of it a moment after it has ended.
     settled: async () => {
-      while (stopping || arriving()) await pause();
+      for (let quiet = 0; quiet < 2; quiet = stopping || arriving() ? 0 : quiet + 1) await pause();
     },
 
     // Before a run: wait, unless another click comes meanwhile, and show where the result comes.
