@@ -48,7 +48,6 @@ def main() -> None:
 def paint(page: Any) -> None:
     """Paint four pictures in the style of the example reference."""
     page.locator("#reference input[type=file]").first.set_input_files(str(REFERENCE))
-    page.locator("#content textarea, #content input").first.fill("a star")
     page.locator("#sampling > button").click()
     for label, value in (("Seed", SEED), ("number input for Pictures", "4")):
         page.get_by_label(label, exact=True).fill(value)

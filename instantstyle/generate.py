@@ -117,24 +117,24 @@ def picture_paths(options: argparse.Namespace) -> dict[str, str]:
     return {name: getattr(options, name) for name in names if getattr(options, name)}
 
 
-def load_style(path: str) -> tuple[Any, dict[str, Any]]:
-    """Read a style file: the style, and what the recipe keeps of it."""
+def load_style(path: str, name: str = "--style") -> tuple[Any, dict[str, Any]]:
+    """Read a style file: the style, and what the recipe keeps of it. Errors say the name of what gave it."""
     from instantstyle.style import Style
 
     if not Path(path).is_file():
-        raise OSError(f"--style: {path}: there is no such file.")
+        raise OSError(f"{name}: {path}: there is no such file.")
     try:
         style = Style.load(path)
     except ValueError as error:
-        raise ValueError(f"--style: {error}") from error
-    return style, {**describe_file("--style", path), "recipe": asdict(style.recipe)}
+        raise ValueError(f"{name}: {error}") from error
+    return style, {**describe_file(name, path), "recipe": asdict(style.recipe)}
 
 
-def check_family(options: argparse.Namespace, style: Any, model: models.Model) -> None:
+def check_family(options: argparse.Namespace, style: Any, model: models.Model, name: str = "--style") -> None:
     """Refuse a style that was encoded for another family, before the model is loaded."""
     if style is not None and style.recipe.family != model.family:
         raise ValueError(
-            f"--style: {options.style} is of the family {style.recipe.family}, but --model {model.label} is of the "
+            f"{name}: {options.style} is of the family {style.recipe.family}, but --model {model.label} is of the "
             f"family {model.family}; encode the reference with a model of that family."
         )
 
@@ -251,13 +251,15 @@ def output_paths(output: str, number: int) -> list[Path]:
     return [path] if number == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(number)]
 
 
-def check_content_encoder(options: argparse.Namespace, model: models.Model, adapter: models.Adapter) -> None:
+def check_content_encoder(
+    options: argparse.Namespace, model: models.Model, adapter: models.Adapter, name: str = "--content"
+) -> None:
     """Refuse to remove content where the model has no text tower that matches the adapter."""
     if options.content is None or options.content_encoder is not None:
         return
     if model.family == "sd15" or adapter.uses_vit_h:
         raise ValueError(
-            f"--content with {adapter.label} needs --content-encoder, the text tower of its image encoder; "
+            f"{name} with {adapter.label} needs --content-encoder, the text tower of its image encoder; "
             f"for the published ViT-H adapters: --content-encoder {models.CONTENT_ENCODER}"
         )
 

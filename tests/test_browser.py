@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from browsers import chromium, missing
 from demos import REFERENCE, demo_options, served
+from PIL import Image
 
-from instantstyle import recipe
+from instantstyle import grid, recipe
+from instantstyle.demo.library import Library
+from instantstyle.demo.settings import Reference, Settings
 from instantstyle.demo.studio import METHODS, Studio
 from instantstyle.generate import open_picture
 
@@ -23,7 +30,8 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 30_000  # milliseconds
-MANY = 40  # steps: a run that is still going when something else happens
+MANY = 99  # steps: a run that is still going when something else happens
+BRUSH = (225, 29, 72)
 DONE = re.compile(r"Done in .* s, seed \d+\.")
 
 
@@ -34,10 +42,27 @@ def studio() -> Studio:
 
 
 @pytest.fixture(scope="module")
-def address(studio, tmp_path_factory) -> Iterator[str]:
-    """Serve the page."""
-    with served(studio, tmp_path_factory.mktemp("library")) as found:
+def settings() -> Settings:
+    """Ask for a ring in the style of the reference."""
+    return Settings("a ring", (64, 64), (Reference(open_picture("Reference", str(REFERENCE))),), steps=3)
+
+
+@pytest.fixture(scope="module")
+def address(studio, settings, tmp_path_factory) -> Iterator[str]:
+    """Serve the page, with a style in its library."""
+    folder = tmp_path_factory.mktemp("library")
+    Library(folder).save("kept", studio.encode(settings))
+    with served(studio, folder) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def picture(studio, settings, tmp_path_factory) -> Path:
+    """Paint a picture with its recipe."""
+    path = tmp_path_factory.mktemp("pictures") / "ring.png"
+    (painting,) = studio.paint(settings)
+    recipe.write(painting.image, path, painting.recipe)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +99,37 @@ def page(visit) -> Any:
     return visit()
 
 
+@pytest.fixture
+def hurry(studio, monkeypatch) -> Iterator[threading.Event]:
+    """Make every step take long, until this is set."""
+    event, forward = threading.Event(), type(studio.pipe.unet).forward
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        event.wait(0.25)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(studio.pipe.unet), "forward", slow)
+    yield event
+    event.set()
+
+
+@contextmanager
+def held(page: Any) -> Iterator[None]:
+    """Hold back what the server is asked and sent, until the end of the `with`."""
+    routes: list[Any] = []
+    pattern = re.compile(r"/gradio_api/(upload\b(?!_)|run/|queue/join)")
+    page.route(pattern, lambda route: routes.append(route))
+    yield
+    for route in routes:
+        route.continue_()
+    page.unroute(pattern)
+
+
+def first(page: Any, where: str) -> Any:
+    """Find the field of a control."""
+    return page.locator(f"{where} textarea, {where} input").first
+
+
 def upload(page: Any, where: str, path: Path) -> None:
     """Give a file to a control, in place of the one that it may have."""
     remove = page.locator(f"{where} button[aria-label='Remove Image'], {where} button[aria-label='Clear']")
@@ -89,7 +145,7 @@ def open_part(page: Any, name: str) -> None:
 
 def fill(page: Any, where: str, text: str) -> None:
     """Write into a field."""
-    page.locator(f"{where} textarea, {where} input").first.fill(text)
+    first(page, where).fill(text)
 
 
 def shows(page: Any, pattern: str | re.Pattern[str]) -> None:
@@ -135,7 +191,7 @@ def test_a_picture_is_uploaded_and_painted_with(page, tmp_path):
 
 
 def test_enter_paints_and_all_can_be_reached_by_keyboard(page, tmp_path):
-    page.locator("#prompt textarea, #prompt input").first.focus()
+    first(page, "#prompt").focus()
     page.keyboard.press("Enter")
     assert made(page, tmp_path)["picture"]["prompt"] == "a heart"
     reached = set()
@@ -163,7 +219,9 @@ def test_methods_are_compared_side_by_side(page, tmp_path):
     expect(sides.first).to_have_attribute("src", re.compile(re.escape(Path(sources[0]).name)), timeout=PATIENCE)
 
 
-def test_what_is_stopped_ends(page, studio, tmp_path):
+def test_what_is_stopped_ends_and_the_next_run_waits_for_that(page, studio, hurry, tmp_path):
+    from playwright.sync_api import expect
+
     set_steps(page, MANY)
     page.locator("#generate").click()
     shows(page, rf"Step \d+ of {MANY}")
@@ -172,9 +230,14 @@ def test_what_is_stopped_ends(page, studio, tmp_path):
     shows(page, r"Stopped\.")
     with studio._lock:  # it comes to an end
         pass
-    set_steps(page, 2)
     page.locator("#generate").click()
+    shows(page, rf"Step \d+ of {MANY}")
+    set_steps(page, 2)
+    page.locator("#stop").click()
+    page.locator("#generate").click()
+    hurry.set()
     assert made(page, tmp_path)["steps"] == 2
+    expect(page.locator("#status [data-testid=status-tracker]")).to_be_hidden()
 
 
 def test_a_style_is_kept_and_comes_back(page, visit, tmp_path):
@@ -203,22 +266,22 @@ def test_what_is_no_picture_is_refused_at_once(page, tmp_path):
     bad.write_text("not a picture")
     upload(page, "#reference", bad)
     page.get_by_text("Picture: bad.png is not a picture that can be read").first.wait_for()
-    page.locator("#reference input[type=file]").first.wait_for(state="attached")
     page.locator("#generate").click()
-    page.get_by_text("Reference: there is neither a picture nor a style file").first.wait_for()
+    page.get_by_text("Reference: bad.png is not a picture that can be read").first.wait_for()
+    shows(page, "It failed")
 
 
-def test_two_users_wait_for_each_other_and_get_each_their_own(visit, tmp_path):
-    first, second = visit(), visit()
-    fill(first, "#prompt", "a ring")
-    fill(second, "#prompt", "a square")
-    set_steps(first, MANY)
-    first.locator("#generate").click()
-    shows(first, "Step")
-    second.locator("#generate").click()
-    second.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
-    assert made(first, tmp_path)["picture"]["prompt"] == "a ring"
-    assert made(second, tmp_path)["picture"]["prompt"] == "a square"
+def test_two_users_wait_for_each_other_and_get_each_their_own(visit, hurry, tmp_path):
+    one, other = visit(), visit()
+    fill(one, "#prompt", "a ring")
+    fill(other, "#prompt", "a square")
+    one.locator("#generate").click()
+    shows(one, "Step")
+    other.locator("#generate").click()
+    other.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
+    hurry.set()
+    assert made(one, tmp_path)["picture"]["prompt"] == "a ring"
+    assert made(other, tmp_path)["picture"]["prompt"] == "a square"
 
 
 def test_a_dropped_picture_sets_the_controls(page, visit, tmp_path):
@@ -234,10 +297,10 @@ def test_a_dropped_picture_sets_the_controls(page, visit, tmp_path):
     other.get_by_text("Give these again").first.wait_for()
     from playwright.sync_api import expect
 
-    expect(other.locator("#prompt textarea, #prompt input").first).to_have_value("a ring")
+    expect(first(other, "#prompt")).to_have_value("a ring")
     expect(other.get_by_label("Layout", exact=True)).to_be_checked()
     open_part(other, "sampling")
-    assert other.locator("#seed input").input_value() == str(found["picture"]["seed"])
+    expect(other.locator("#seed input")).to_have_value(str(found["picture"]["seed"]))
     upload(other, "#reference", REFERENCE)
     other.get_by_role("tab", name="Pictures").click()
     other.locator("#generate").click()
@@ -249,18 +312,142 @@ def test_a_part_is_repainted(page, tmp_path):
     open_part(page, "start")
     upload(page, "#start-editor", REFERENCE)
     page.locator("#start-editor button[aria-label='Brush']").click()
-    canvas = page.locator("#start-editor canvas").first
-    canvas.wait_for()
-    page.wait_for_timeout(1000)  # it fits itself to the picture
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5, steps=8)
-    page.mouse.up()
+    paint_over(page)
     page.locator("#generate").click()
     found = made(page, tmp_path)
     assert found["pipeline"] == "StableDiffusionXLInstantStyleInpaintPipeline"
     assert found["mask"]["file"] == "painted"
+
+
+def paint_over(page: Any) -> None:
+    """Draw a line with the brush, again if the editor was not ready for it."""
+    canvas = page.locator("#start-editor canvas").first
+    canvas.wait_for()
+    for _ in range(20):
+        canvas.hover()  # in its middle, once it has stopped moving
+        box = canvas.bounding_box()
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5, steps=8)
+        page.mouse.up()
+        if painted_pixels(canvas) > 1000:
+            return
+
+
+def painted_pixels(canvas: Any) -> int:
+    """Count the pixels of the brush's colour."""
+    with Image.open(io.BytesIO(canvas.screenshot())) as shown:
+        return int((np.abs(np.asarray(shown.convert("RGB"), int) - BRUSH).max(-1) < 8).sum())
+
+
+# Whoever is quick
+
+
+def never(page: Any, name: str) -> None:
+    """Break a function of the page: its answer does not come, as from a server that is far away."""
+    page.evaluate("name => { studio[name] = () => new Promise(() => {}) }", name)
+
+
+def slide_first(page: Any) -> None:
+    """Move the slider of the first block from 0."""
+    open_part(page, "blocks")
+    page.locator("#sliders input[type=number]").first.fill("0.35")
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["right", "broken"])
+@pytest.mark.parametrize(
+    ("choose", "name"),
+    [(lambda page: page.get_by_label("Layout", exact=True).check(), "choose"), (slide_first, "slide")],
+    ids=["preset", "slider"],
+)
+def test_a_run_takes_the_blocks_that_were_chosen_a_moment_before(
+    page, studio, tmp_path, choose: Callable[[Any], None], name: str, broken: bool
+):
+    block = next(iter(studio.blocks))
+    chosen = {"choose": {"layout": 1.0}, "slide": {block: 0.35} | {one: 1.0 for one in style_blocks(studio)}}[name]
+    if broken:
+        never(page, name)
+    with held(page):
+        choose(page)
+        page.locator("#generate").click()
+    assert made(page, tmp_path)["target_blocks"] == ({"style": 1.0} if broken else chosen)
+
+
+def style_blocks(studio: Studio) -> list[str]:
+    """Name the blocks of the preset "style"."""
+    return [block for block, scale in studio.scales([("style", 1.0)]).items() if scale]
+
+
+def take_example(page: Any, _: Path) -> None:
+    """Take the second example."""
+    page.locator("#examples button").nth(1).click()
+
+
+def take_style(page: Any, _: Path) -> None:
+    """Take a style from the library."""
+    open_part(page, "styles")
+    page.locator("#library input").click()
+    page.get_by_role("option", name="kept").click()
+
+
+def drop_picture(page: Any, path: Path) -> None:
+    """Drop a picture with a recipe."""
+    page.get_by_role("tab", name="Recipe").click()
+    page.locator("#dropped input[type=file]").set_input_files(str(path))
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["right", "broken"])
+@pytest.mark.parametrize(
+    ("choose", "is_taken"),
+    [
+        (take_example, lambda found: found["picture"]["prompt"] == grid.PROMPTS[1]),
+        (take_style, lambda found: found["style"]["file"] == "kept.safetensors"),
+        (drop_picture, lambda found: found["steps"] == 3),
+    ],
+    ids=["example", "library", "recipe"],
+)
+def test_a_run_waits_for_what_is_on_its_way(
+    page, picture, tmp_path, choose: Callable[[Any, Path], None], is_taken: Callable[[Any], bool], broken: bool
+):
+    if broken:
+        page.evaluate("studio.settled = async () => {}")
+    with held(page):
+        choose(page, picture)
+        page.locator("#generate").click()
+        if broken and choose is not drop_picture:  # after an upload only, which Gradio waits for
+            page.locator("#status .progress-text").wait_for(state="attached")
+    assert is_taken(made(page, tmp_path)) != broken
+
+
+def test_a_run_waits_for_an_upload(page, tmp_path):
+    open_part(page, "references")
+    with held(page):
+        upload(page, "#references", REFERENCE)
+        page.locator("#generate").click()
+    (found,) = made(page, tmp_path)["references"]
+    assert found["mask"]["file"] == REFERENCE.name
+
+
+def test_a_seed_that_is_typed_during_a_run_stays(page, hurry, tmp_path):
+    from playwright.sync_api import expect
+
+    open_part(page, "sampling")
+    page.locator("#generate").click()
+    shows(page, "Step")
+    page.get_by_label("Draw a seed").uncheck()
+    page.locator("#seed input").fill("77")
+    hurry.set()
+    assert made(page, tmp_path)["picture"]["seed"] != 77
+    page.locator("#generate").click()
+    shows(page, "seed 77")
+    expect(page.locator("#seed input")).to_have_value("77")
+    page.get_by_label("Draw a seed").check()
+    page.locator("#generate").click()
+    shows(page, r"seed (?!77\b)")
+    shown = page.locator("#status").inner_text()
+    expect(page.locator("#seed input")).to_have_value(re.search(r"seed (\d+)", shown)[1])
+
+
+# How it looks
 
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(LAPTOP, "light"), (PHONE, "dark")], ids=["laptop", "phone"])

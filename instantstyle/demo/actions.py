@@ -20,17 +20,15 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from instantstyle import recipe
-from instantstyle.blocks import targets
 from instantstyle.console import one_line
 from instantstyle.demo.flow import follow
 from instantstyle.demo.library import Library
-from instantstyle.demo.reading import needed, read, read_recipe, read_settings
-from instantstyle.demo.settings import Settings
+from instantstyle.demo.reading import needed, open_recipe, read, read_recipe, read_settings
+from instantstyle.demo.settings import STYLE_FILE, Settings
 from instantstyle.demo.studio import OURS, Painting, Step, Studio
-from instantstyle.generate import open_picture
+from instantstyle.generate import load_style, open_picture
 from instantstyle.reading import targets as read_targets
 from instantstyle.show import describe
-from instantstyle.style import Style
 
 
 # The controls that may be empty; to `gradio_client` their parameters are optional.
@@ -88,7 +86,7 @@ class Actions:
 
     @optional
     def generate(self, **values: Any) -> Iterator[Any]:
-        """Paint. Gives the pictures, the recipe of the first, the seed and how far it is; meanwhile previews."""
+        """Paint. Gives the pictures, the recipe of the first and how far it is; meanwhile previews."""
 
         def show(paintings: list[Painting]) -> tuple[Any, ...]:
             return self._keep(paintings), paintings[0].recipe
@@ -99,7 +97,7 @@ class Actions:
     def compare(self, **values: Any) -> Iterator[Any]:
         """Paint without reference, with a plain IP-Adapter and with InstantStyle, from one seed.
 
-        Gives the labelled pictures, two of them for the slider, the last one's recipe, the seed and how far it is.
+        Gives the labelled pictures, two of them for the slider, the last one's recipe and how far it is.
         """
 
         def show(compared: dict[str, Painting]) -> tuple[Any, ...]:
@@ -121,14 +119,14 @@ class Actions:
     def describe(self, style: str | None) -> str:
         """Show what a style file is made of."""
         with telling():
-            return describe(Style.load(style)) if style else ""
+            return describe(load_style(style, STYLE_FILE)[0]) if style else ""
 
     def save_style(self, style: str | None, name: str) -> Any:
         """Keep a style file in the library under a new name."""
         with telling():
             if not style:
-                raise ValueError("Style file: there is none. Encode the reference, or give a file.")
-            self.library.save(name, Style.load(style))
+                raise ValueError(f"{STYLE_FILE}: there is none. Encode the reference, or give a file.")
+            self.library.save(name, load_style(style, STYLE_FILE)[0])
         return gr.Dropdown(choices=self.library.names(), value=name.strip())
 
     def load_style(self, name: str | None) -> str | None:
@@ -141,49 +139,37 @@ class Actions:
         return self.library.names()
 
     def restore(self, file: str | None) -> list[Any]:
-        """Set the controls as the recipe in a PNG file says."""
+        """Set the controls as the recipe in a PNG file says; at last the preset and the scale of every block."""
         if file is None:
-            return [gr.skip()] * (1 + len(RESTORED))
+            return [gr.skip()] * (2 + len(RESTORED) + len(self.studio.blocks))
         with telling():
-            found = recipe.read(file)
+            found = open_recipe(file)
             values = read_recipe(found)
+            where = self._where(values.get("target_blocks"))
         if files := needed(found):
             gr.Info(f"Give these again, a recipe only names them: {html.escape(', '.join(files))}.")
         if found.get("model") != self.studio.model.label:
             gr.Warning(f"It was painted by another model: {html.escape(str(found.get('model')))}.")
-        return [found, *(values.get(name, gr.skip()) for name in RESTORED)]
+        return [found, *(values.get(name, gr.skip()) for name in RESTORED), *where]
 
-    # Where the reference acts
-
-    def choose_mode(self, mode: str) -> list[Any]:
-        """Set the target blocks and their sliders to a preset."""
-        return [mode, *self.studio.scales([(mode, 1.0)]).values()]
-
-    def slide(self, *scales: float) -> tuple[str, None]:
-        """Set the target blocks to what the sliders say, which is no preset."""
-        chosen = dict(zip(self.studio.blocks, scales, strict=True))
-        return targets({block: scale for block, scale in chosen.items() if scale} or chosen, ()), None
-
-    def write_targets(self, text: str) -> list[Any]:
-        """Set the preset and the sliders to what the target blocks say."""
-        with telling():
-            scales = self.studio.scales(read("Target blocks", read_targets, text))
-        return [text if text in self.studio.modes else None, *scales.values()]
+    def _where(self, target_blocks: str | None) -> list[Any]:
+        """The preset, if it is one, and the scale of every block."""
+        if target_blocks is None:
+            return [gr.skip()] * (1 + len(self.studio.blocks))
+        scales = self.studio.scales(read("Target blocks", read_targets, target_blocks))
+        return [target_blocks if target_blocks in self.studio.modes else None, *scales.values()]
 
     def pair(self, compared: Sequence[tuple[str, str]] | None, left: str, right: str) -> tuple[str, str] | None:
         """Choose the two sides of the slider."""
         found = {name: path for path, name in compared or []}
         return (found[left], found[right]) if left in found and right in found else None
 
-    def check_picture(self, picture: str | None) -> Any:
-        """Say at once that a file is no picture, and take it away."""
+    def check_picture(self, picture: str) -> None:
+        """Say at once that a file is no picture."""
         try:
-            if picture:
-                open_picture("Picture", picture)
+            open_picture("Picture", picture)
         except (ValueError, OSError) as error:
             gr.Warning(message(error))
-            return None
-        return gr.skip()
 
     # How
 
@@ -199,8 +185,8 @@ class Actions:
         Args:
             work: What the studio does.
             values: The controls'.
-            show: Makes the outputs of the result, all but the last two.
-            meanwhile: Makes those of a step, all but the last three.
+            show: Makes the outputs of the result, all but the last.
+            meanwhile: Makes those of a step, all but the last two.
         """
         with telling():
             settings = self._settings(values)
@@ -208,9 +194,9 @@ class Actions:
             with closing(follow(partial(work, settings))) as events:
                 for event in events:
                     if isinstance(event, Step):
-                        yield *meanwhile(event), gr.skip(), gr.skip(), bar(event)
+                        yield *meanwhile(event), gr.skip(), bar(event)
                     else:
-                        yield *show(event), settings.seed, done(settings, time.monotonic() - start)
+                        yield *show(event), done(settings, time.monotonic() - start)
 
     def _settings(self, values: dict[str, Any]) -> Settings:
         """Read the controls, with a seed drawn where that is asked for, and say what is remarkable about them."""

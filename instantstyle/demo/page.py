@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +14,7 @@ import gradio as gr
 from instantstyle import grid
 from instantstyle.demo.actions import RESTORED, Actions
 from instantstyle.demo.reading import REFERENCES
+from instantstyle.demo.settings import AMOUNT, CONTENT, STYLE_FILE
 from instantstyle.demo.studio import METHODS, Studio
 from instantstyle.reading import PIXELS
 
@@ -91,8 +93,8 @@ class Page:
         with gr.Row():
             self.controls["content"] = gr.Textbox(
                 "",
-                label="Leave out",
-                placeholder="It shows, such as: a star",
+                label=CONTENT,
+                placeholder="such as: a star",
                 scale=3,
                 min_width=180,
                 elem_id="content",
@@ -100,7 +102,7 @@ class Page:
             self.controls["content_scale"] = gr.Dropdown(
                 ["0.25", "0.5", "0.75", "1.0", "1.5", "auto"],
                 value="0.5",
-                label="Amount",
+                label=AMOUNT,
                 allow_custom_value=True,
                 min_width=110,
             )
@@ -111,17 +113,25 @@ class Page:
         if examples:
             filled = [self.controls[name] for name in ("reference", "prompt", "content")]
             gr.Examples(
-                examples, filled, label="Examples", visible_columns=[0], preload=False, api_visibility="private"
+                examples,
+                filled,
+                label="Examples",
+                visible_columns=[0],
+                preload=False,
+                api_visibility="private",
+                elem_id="examples",
             )
 
     def _draw_examples(self) -> list[list[str]]:
-        """Draw references of the embedded checkpoint's world: path, prompt and what the reference shows."""
+        """Draw references of the embedded checkpoint's world: path, prompt, and nothing to leave out.
+
+        There the style block alone brings nothing of what a reference shows, and leaving that out costs style.
+        """
         examples = []
         for reference, prompt in zip(grid.draw_references(DRAWN), cycle(grid.PROMPTS), strict=False):
-            shape = reference.source["drawn"]["shape"]
-            path = self.folder / f"{shape}.png"
+            path = self.folder / f"{reference.source['drawn']['shape']}.png"
             reference.image.save(path)
-            examples.append([str(path), prompt, f"a {shape}"])
+            examples.append([str(path), prompt, ""])
         return examples
 
     # What was painted
@@ -215,17 +225,18 @@ class Page:
         self.controls["target_blocks"] = gr.Textbox(
             self.studio.modes[0],
             label="Target blocks",
-            info="Presets and blocks that see the reference, as in: style, layout=0.3",
+            info="The blocks that see the reference, as --target-blocks takes them",
+            interactive=False,
             elem_id="target-blocks",
         )
         scales = self.studio.scales([(self.studio.modes[0], 1.0)])
         with gr.Row(elem_id="sliders"):
-            self.scales = [gr.Slider(value=scale, label=block, **SCALES) for block, scale in scales.items()]
+            self.scales = [gr.Slider(value=one, label=name, min_width=200, **SCALES) for name, one in scales.items()]
 
     def _styles(self) -> None:
         gr.Markdown("A style file stands for the reference pictures, until it is taken away.")
         self.controls["style"] = gr.File(
-            label="Style file", file_types=[".safetensors"], height=110, elem_id="style-file"
+            label=STYLE_FILE, file_types=[".safetensors"], height=110, elem_id="style-file"
         )
         self.encode = gr.Button("Encode the references", size="md", elem_id="encode")
         with gr.Row():
@@ -233,7 +244,11 @@ class Page:
             self.save = gr.Button("Save to the library", size="md", min_width=170, elem_id="save-style")
         # Any value is let through, because others may have saved it since; the library knows what there is.
         self.library = gr.Dropdown(
-            [], value=None, label="Take from the library", allow_custom_value=True, elem_id="library"
+            self.actions.library_names(),
+            value=None,
+            label="Take from the library",
+            allow_custom_value=True,
+            elem_id="library",
         )
         self.made_of = gr.Textbox(
             label="What the style is made of", lines=1, max_lines=14, interactive=False, elem_id="made-of"
@@ -274,36 +289,36 @@ class Page:
         )
         # The package opens the file and says what is wrong with it; Gradio would say less.
         component.preprocess = lambda data: data and data.path
-        component.upload(self.actions.check_picture, component, component, **QUIET)
+        component.upload(self.actions.check_picture, component, None, trigger_mode="multiple", **QUIET)
         return component
 
     # What happens
 
     def _wire_painting(self) -> None:
-        seed = self.controls["seed"]
         runs = [
             self._run(
                 [self.paint.click, self.controls["prompt"].submit],
                 self.actions.generate,
-                [self.gallery, self.recipe, seed, self.status],
+                [self.gallery, self.recipe, self.status],
                 "pictures",
             ),
             self._run(
                 [self.compare.click],
                 self.actions.compare,
-                [self.compared, self.slider, self.recipe, seed, self.status],
+                [self.compared, self.slider, self.recipe, self.status],
                 "comparison",
             ),
         ]
-        self.stop.click(lambda: "Stopped.", None, self.status, cancels=runs, queue=False, **QUIET)
+        # Asked first, the server has answered what was asked before, and what is to be cancelled has a name.
+        self.stop.click(lambda: None, js="studio.stop", cancels=runs, queue=False, **QUIET)
+        self.stop.click(None, js="studio.stopped", outputs=self.status, **QUIET)
         for side in self.sides:
             side.input(self.actions.pair, [self.compared, *self.sides], self.slider, **QUIET)
 
     def _run(self, triggers: Sequence[Any], action: Callable[..., Any], outputs: list[Any], tab: str) -> Any:
-        """Paint when one of these is triggered, and show the tab where the result comes."""
-        gr.on(triggers, lambda: gr.Tabs(selected=tab), None, self.tabs, queue=False, **QUIET)
-        return gr.on(
-            triggers,
+        """Paint when one of these is triggered, as soon as all controls are set, and show the tab of the result."""
+        ready = gr.on(triggers, None, js=f"() => studio.painting('{tab}')", outputs=self.tabs, **QUIET)
+        run = ready.then(
             action,
             inputs_kwargs=self.controls,
             outputs=outputs,
@@ -312,24 +327,44 @@ class Page:
             api_name=action.__name__,
             **QUEUED,
         )
+        seed = self.controls["seed"]
+        run.success(None, [self.recipe, self.controls["randomise"], seed], seed, js="studio.seed", **QUIET)
+        run.failure(None, js="studio.failed", outputs=self.status, **QUIET)
+        return run
 
     def _wire_targets(self) -> None:
-        text, actions = self.controls["target_blocks"], self.actions
-        self.mode.input(actions.choose_mode, self.mode, [text, *self.scales], **QUIET)
-        gr.on([text.submit, text.blur], actions.write_targets, text, [self.mode, *self.scales], **QUIET)
-        moved = [scale.input for scale in self.scales]
-        gr.on(moved, actions.slide, self.scales, [text, self.mode], trigger_mode="always_last", **QUIET)
+        text, modes, blocks = self.controls["target_blocks"], self.studio.modes, list(self.studio.blocks)
+        presets = {mode: [mode, *self.studio.scales([(mode, 1.0)]).values()] for mode in modes}
+        choose = f"mode => studio.choose({json.dumps(presets)}, mode)"
+        slide = f"(...scales) => studio.slide({json.dumps(blocks)}, scales)"
+        self.mode.input(None, self.mode, [text, *self.scales], js=choose, **QUIET)
+        gr.on([scale.input for scale in self.scales], None, self.scales, [text, self.mode], js=slide, **QUIET)
 
     def _wire_styles(self) -> None:
         style, actions = self.controls["style"], self.actions
-        self.encode.click(actions.encode, inputs_kwargs=self.controls, outputs=style, api_name="encode", **QUEUED)
-        style.change(actions.describe, style, self.made_of, api_name="describe")
-        self.save.click(actions.save_style, [style, self.name], self.library, api_name="save_style")
-        self.library.input(actions.load_style, self.library, style, api_name="load_style")
+        encoding = self.encode.click(None, js="studio.settled", **QUIET)
+        encoding.then(
+            actions.encode,
+            inputs_kwargs=self.controls,
+            outputs=style,
+            show_progress="minimal",
+            api_name="encode",
+            **QUEUED,
+        )
+        style.change(actions.describe, style, self.made_of, api_name="describe", show_progress="hidden")
+        saving = self.save.click(None, js="studio.settled", **QUIET)
+        saving.then(
+            actions.save_style, [style, self.name], self.library, api_name="save_style", show_progress="hidden"
+        )
+        self.library.input(actions.load_style, self.library, style, api_name="load_style", show_progress="hidden")
         gr.api(actions.library_names, api_name="library")
 
     def _wire_recipe(self) -> None:
-        restored = [self.controls[name] for name in RESTORED]
-        done = self.dropped.upload(self.actions.restore, self.dropped, [self.recipe, *restored], api_name="restore")
-        text = self.controls["target_blocks"]
-        done.success(self.actions.write_targets, text, [self.mode, *self.scales], **QUIET)
+        restored = [*(self.controls[name] for name in RESTORED), self.mode, *self.scales]
+        self.dropped.upload(
+            self.actions.restore,
+            self.dropped,
+            [self.recipe, *restored],
+            api_name="restore",
+            show_progress="hidden",
+        )

@@ -1,6 +1,6 @@
 """From the values of the demo's controls to settings, and from a recipe back to values.
 
-The controls' names are the parameters of the demo's API, see `README.md` beside this file.
+The controls' names are the parameters of the demo's API, see `docs/demo.md`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from instantstyle import reading
+from instantstyle import reading, recipe
 from instantstyle.blocks import targets
-from instantstyle.demo.settings import Reference, Settings
+from instantstyle.demo.settings import AMOUNT, Reference, Settings
 from instantstyle.generate import Picture, open_picture
 
 
 REFERENCES = ("", "_2", "_3")  # what the names of a reference's controls end in
+GIVE = "drop a PNG file that this demo or `instantstyle generate` made."
 Values = Mapping[str, Any]
 
 
@@ -39,7 +40,7 @@ def read_settings(values: Values) -> Settings:
         target_blocks=tuple(read("Target blocks", reading.targets, values["target_blocks"] or "")),
         scale=values["scale"],
         content=values["content"] or None,
-        content_scale=read("Content scale", reading.content_scale, str(values["content_scale"])),
+        content_scale=read(AMOUNT, reading.content_scale, str(values["content_scale"])),
         negative=values["negative"] or None,
         guidance=values["guidance"],
         steps=int(values["steps"]),
@@ -99,14 +100,22 @@ def as_given(image: Image.Image) -> Picture:
     return Picture(image, "painted", hashlib.sha256(image.tobytes()).hexdigest())
 
 
-def read_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def open_recipe(path: str) -> dict[str, Any]:
+    """Read the recipe in a PNG file. Raises ValueError where there is none."""
+    try:
+        return recipe.read(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"Recipe: there is none in {path}; {GIVE}") from error
+
+
+def read_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that make a recipe's picture again, by the controls' names. Pictures are not in a recipe.
 
     Raises:
         ValueError: It is not the recipe of one picture.
     """
     try:
-        picture, (width, height) = recipe["picture"], recipe["size"]
+        picture, (width, height) = found["picture"], found["size"]
         values = {
             "prompt": str(picture["prompt"]),
             "seed": int(picture["seed"]),
@@ -114,24 +123,22 @@ def read_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
             "num_images": 1,
             "width": int(width),
             "height": int(height),
-            "negative": recipe["negative"] or "",
-            "content": recipe["content"] or "",
-            "content_scale": str(recipe["content_scale"] or 1.0),
-            **{name: float(recipe[name]) for name in ("scale", "guidance")},
-            "steps": int(recipe["steps"]),
+            "negative": found["negative"] or "",
+            "content": found["content"] or "",
+            "content_scale": str(found["content_scale"] or 1.0),
+            **{name: float(found[name]) for name in ("scale", "guidance")},
+            "steps": int(found["steps"]),
         }
-        if recipe["target_blocks"]:
-            values["target_blocks"] = targets(recipe["target_blocks"], ())
+        if found["target_blocks"]:
+            values["target_blocks"] = targets(found["target_blocks"], ())
         known = {"strength": float, "controlnet_scale": float, "edges": bool}
-        return values | {name: kind(recipe[name]) for name, kind in known.items() if recipe.get(name) is not None}
+        return values | {name: kind(found[name]) for name, kind in known.items() if found.get(name) is not None}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            "Recipe: it is not of one picture; drop a PNG file that this demo or `generate` made."
-        ) from error
+        raise ValueError(f"Recipe: it is not of one picture; {GIVE}") from error
 
 
-def needed(recipe: Mapping[str, Any]) -> list[str]:
+def needed(found: Mapping[str, Any]) -> list[str]:
     """Name the files that went into a recipe's picture, which have to be given again."""
-    single = [recipe.get(name) for name in ("style", "image", "mask", "control_image")]
-    found = [*(recipe.get("references") or []), *single]
-    return [str(one["file"]) for one in found if isinstance(one, Mapping) and "file" in one]
+    single = [found.get(name) for name in ("style", "image", "mask", "control_image")]
+    files = [*(found.get("references") or []), *single]
+    return [str(one["file"]) for one in files if isinstance(one, Mapping) and "file" in one]

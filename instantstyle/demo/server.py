@@ -18,6 +18,9 @@ from instantstyle.demo.studio import Studio
 from instantstyle.style_file import LARGEST_FILE
 
 
+HERE = Path(__file__).parent
+
+
 @contextmanager
 def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
     """Serve the page for the length of the `with`.
@@ -48,7 +51,8 @@ def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
                 max_file_size=LARGEST_FILE,
                 footer_links=["api", "settings"],
                 theme=theme(),
-                css_paths=Path(__file__).with_name("look.css"),
+                css_paths=HERE / "look.css",
+                head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
             )
             yield public or local
         finally:
@@ -56,7 +60,14 @@ def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
 
 
 def theme() -> gr.themes.Base:
-    """Return the theme: fonts of the system, so that none is fetched."""
+    """Return the theme: fonts of the system, so that none is fetched, and greys that can be read."""
     text = [fonts.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
     mono = [fonts.Font(name) for name in ("ui-monospace", "Consolas", "monospace")]
-    return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=text, font_mono=mono)
+    found = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=text, font_mono=mono)
+    return found.set(
+        body_text_color_subdued="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
+    )

@@ -10,6 +10,7 @@ from instantstyle.generate import Picture
 Targets = tuple[tuple[str, float], ...]
 STYLE: Targets = (("style", 1.0),)
 EVERYTHING: Targets = (("all", 1.0),)
+STYLE_FILE, CONTENT, AMOUNT = "Style file", "Leave out", "Amount"  # controls that errors name
 
 
 @dataclass(frozen=True)

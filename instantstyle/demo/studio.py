@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from instantstyle import generate, models
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.preview import previews
-from instantstyle.demo.settings import EVERYTHING, Reference, Settings
+from instantstyle.demo.settings import CONTENT, EVERYTHING, STYLE_FILE, Reference, Settings
 from instantstyle.generate import Picture
 from instantstyle.reading import changed
 from instantstyle.sharing import sibling
@@ -135,7 +135,7 @@ class Studio:
         texts = [settings.prompt, settings.negative or "", settings.content or ""]
         remarks = [generate.unknown_words(self.model, texts)]
         if settings.style and settings.content:
-            remarks.append("Content: nothing is removed from a style file; that is done when it is encoded.")
+            remarks.append(f"{CONTENT}: nothing is removed from a style file; that is done when it is encoded.")
         return [remark for remark in remarks if remark]
 
     # What it does
@@ -156,10 +156,10 @@ class Studio:
         settings.check()
         self._check_control(settings)
         options = self._options(settings)
-        style, kept = generate.load_style(settings.style) if settings.style else (None, None)
-        generate.check_family(options, style, self.model)
+        style, kept = generate.load_style(settings.style, STYLE_FILE) if settings.style else (None, None)
+        generate.check_family(options, style, self.model, STYLE_FILE)
         if style is None:
-            generate.check_content_encoder(options, self.model, self.adapter)
+            generate.check_content_encoder(options, self.model, self.adapter, CONTENT)
         with self._lock:
             pipe = self._pipeline(options)
             arguments = self._arguments(settings, options, pipe, style)
@@ -199,7 +199,7 @@ class Studio:
         if settings.style or settings.masked:
             came = "a style file, which is encoded already" if settings.style else "a reference with a mask"
             raise ValueError(f"Reference: a style is made of pictures alone, but there is {came}. Take it away.")
-        generate.check_content_encoder(self._options(settings), self.model, self.adapter)
+        generate.check_content_encoder(self._options(settings), self.model, self.adapter, CONTENT)
         with self._lock:
             return self._encode(settings, settings.references).to(torch.float16)
 
