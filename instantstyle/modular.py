@@ -282,7 +282,9 @@ def _without_reference(components: Any, block: Any, adapter: AdapterState | None
         return _with_unet(components, DressedUNet(components.unet, adapter.plain, adapter.hid_proj))
     unet = bare_unet(components)
     processors = retargeted(unet, adapter, _resolve_each(block.target_blocks, unet, adapter), device)
-    return _with_unet(components, DressedUNet(components.unet, processors, (adapter.projection, "ip_image_proj")))
+    prompts = len(block.ip_adapter_embeds[0])
+    dressed = DressedUNet(components.unet, processors, (adapter.projection, "ip_image_proj"), prompts)
+    return _with_unet(components, dressed)
 
 
 def _embed(pipe: Any, call: _Call, device: torch.device) -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +295,21 @@ def test_blocks_may_be_split(pipe: Any, blocks_pipe: Any) -> None:
         assert same(painted, modular(blocks_pipe, **encoded(), target_blocks=target_blocks))
         assert not changed(before, identities(pipe))
         assert differ(painted, modular(blocks_pipe, **encoded()))
+
+
+def test_split_blocks_keep_to_each_prompt_its_reference(pipe: Any, blocks_pipe: Any) -> None:
+    encoder = assembled(InstantStyleIPAdapterStep(), pipe.components)
+    references = {"ip_adapter_image": [[FIRST, SECOND]], "ip_adapter_image_per_prompt": True}
+    state = encoder(**references, prompt_embeds=torch.zeros(len(PROMPTS), 1, 1))
+    asked = {"prompt": PROMPTS, "num_images_per_prompt": 2, "target_blocks": "style"}
+
+    def painted_from(order: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        names = ("ip_adapter_embeds", "negative_ip_adapter_embeds")
+        return modular(blocks_pipe, **asked, **{name: [order(rows) for rows in state.get(name)] for name in names})
+
+    painted = modular(blocks_pipe, **asked, **references)
+    assert same(painted, painted_from(torch.clone))
+    assert differ(painted, painted_from(lambda rows: rows.flip(0)))
 
 
 # --- Nothing is left behind ------------------------------------------------------------------------------------------

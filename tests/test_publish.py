@@ -529,7 +529,7 @@ def ran(exported: Path, adapter: Adapter, tmp_path_factory: pytest.TempPathFacto
     room, models = tmp_path_factory.mktemp("room"), tmp_path_factory.mktemp("models")
     folders = {"stabilityai/stable-diffusion-xl-base-1.0": tiny.path(), "h94/IP-Adapter": tiny.path()}
     with connected(room, folders) as hub, gallery_of(exported, SIDE):
-        assert cli.main(["publish", "someone/plugin", "--revision", "next"]) == 0
+        assert cli.main(["publish", "someone/plugin", "--revision", "next-revision"]) == 0
         assert cli.main(["publish", "someone/weights", "--revision", "next", "--checkpoint"]) == 0
         assert files_in(hub.repositories["someone/plugin"].folder) == {}
         for host in KINDS:
@@ -561,7 +561,7 @@ def test_the_code_of_the_card_runs_for_every_kind_of_checkpoint(ran: dict[str, A
 
 def test_the_code_of_the_card_loads_the_branch_that_it_is_on(ran: dict[str, Any]) -> None:
     """On a branch of a repository that has nothing on `main`."""
-    for name in ("plugin@next", "weights@next"):
+    for name in ("plugin@next-revision", "weights@next"):
         assert str(ran[name]) == "StableDiffusionXLInstantStylePipeline"
         assert str(ran[f"{name} other"]) == "StableDiffusionXLInstantStyleImg2ImgPipeline"
         assert ran[f"{name} images"].shape == ran[f"{name} modular"].shape == (1, 64, 64, 3)
