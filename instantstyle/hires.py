@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from instantstyle.extras import need
+
 
 # The attention levels that the library's tables name: blocks on the way down and up, and layers in each level.
 LEVELS = ("down_block_types", "up_block_types", "layers_per_block", "transformer_layers_per_block")
@@ -35,11 +37,11 @@ DEFAULTS = dict(zip(LEVELS, (SD15[0], SD15[1], 2, 1), strict=True))  # where a c
 TURBO_SIDE = 64  # of the latents that SDXL-Turbo was trained on
 INPAINTING_CHANNELS = 9
 
-# What the library writes on the UNet's modules.
+# What the library writes on the UNet's modules, and what is written here on the pipeline.
 WRITTEN = (
     *("info", "model", "num_upsamplers", "switching_threshold_ratio", "aggressive_raunet", "timestep", "max_timestep"),
     *("T1", "T1_ratio", "T1_start", "T1_end", "stride", "padding", "dilation", "ori_stride", "ori_padding"),
-    "ori_dilation",
+    *("ori_dilation", "progress_bar"),
 )
 STATE = "_instantstyle_hires"
 
@@ -92,8 +94,7 @@ def load_library() -> Any:
     Raises:
         ValueError: It is not installed.
     """
-    if importlib.util.find_spec("hidiffusion") is None:
-        raise ValueError('the library hidiffusion is missing: pip install "instantstyle[hires]"')
+    need("hidiffusion", "hires", "a large picture in one pass is painted by hidiffusion")
     moved = "diffusers.pipelines.controlnet.multicontrolnet"
     with _also_as(moved, "diffusers.models.controlnets.multicontrolnet"):
         module: Any = importlib.import_module("hidiffusion.hidiffusion")
@@ -121,23 +122,28 @@ def enable_hidiffusion(pipe: Any) -> None:
     """Let a pipeline paint larger pictures than it was trained for, by HiDiffusion (arXiv 2311.17528).
 
     IP-Adapters, styles and ControlNets go on working, and the same seeds make the same picture. Give sizes in
-    multiples of 64 pixels. A ControlNet sees its picture at the size it was trained on; the library's authors let it
-    act in the first 60 % of the steps only, which is `control_guidance_end=0.6`. Of pipelines that share the UNet, the
-    last one that was enabled may be called; another one raises ValueError. Do not compile the UNet meanwhile, nor load
-    LoRAs on it that are not fused.
+    multiples of 64 pixels: at some others the library resizes features to fit its windows, which costs quality,
+    and warns. A ControlNet sees its picture at the size it was trained on; the library's authors let it act in the
+    first 60 % of the steps only, which is `control_guidance_end=0.6`. Of pipelines that share the UNet, the last one
+    that was enabled may be called; another one raises ValueError. Do not compile the UNet meanwhile, nor load LoRAs
+    on it that are not fused.
 
     Args:
         pipe: A pipeline of diffusers or a variant, with the UNet of SDXL, SDXL-Turbo or SD1.5.
 
     Raises:
-        TypeError: `pipe` has no UNet, or a T2I-Adapter.
+        TypeError: `pipe` has no UNet, does not count its steps, or has a T2I-Adapter.
         ValueError: The library has no table for the UNet or is missing, the UNet is compiled, or what is changed of it
             is offloaded by itself or has a LoRA. HiDiffusion is off then.
     """
     from pipeline_instantstyle import bare_unet
 
-    if not hasattr(getattr(pipe, "unet", None), "config") or hasattr(pipe, "adapter"):
-        raise TypeError(f"`pipe` must have a UNet and no T2I-Adapter, but is {type(pipe).__name__}.")
+    counts = hasattr(type(pipe), "num_timesteps")
+    if not hasattr(getattr(pipe, "unet", None), "config") or not counts or hasattr(pipe, "adapter"):
+        raise TypeError(
+            "`pipe` must have a UNet and no T2I-Adapter, and count its steps as `num_timesteps`, but is "
+            f"{type(pipe).__name__}."
+        )
     unet = bare_unet(pipe)
     name, library = table(unet.config), load_library()
     disable_hidiffusion(pipe)
@@ -181,13 +187,14 @@ class _Enabled:
 
     def __init__(self, pipe: Any, unet: Any, name: str, library: Any):
         self.pipe, self.unet, self.library = pipe, unet, library
-        kept = {part: {key: vars(part)[key] for key in WRITTEN if key in vars(part)} for part in unet.modules()}
-        self.before = {part: values for part, values in kept.items() if values}
+        parts = (pipe, *unet.modules())
+        self.before = {part: {key: vars(part)[key] for key in WRITTEN if key in vars(part)} for part in parts}
         library.apply_hidiffusion(DiffusionPipeline(pipe, unet, name))
         self.swapped = [part for part in unet.modules() if hasattr(type(part), "_parent")]
-        self.schedule: Any = None
         self.random: Any = None
-        self.steps = 0
+        self.steps: int | None = None  # passes in the call of the pipeline that is under way
+        self.bar = pipe.progress_bar
+        pipe.progress_bar = self.progress_bar
         nets = _controlnets(pipe)
         # What the library reads off the pipeline's name and its own pipelines.
         unet.info["is_playground"] = "playground" in (pipe.name_or_path or "")
@@ -203,21 +210,31 @@ class _Enabled:
         self.library.remove_hidiffusion(self.unet)
         for handle in self.handles:
             handle.remove()
-        for part in self.unet.modules():
+        for part, before in self.before.items():
             for name in WRITTEN:
                 vars(part).pop(name, None)
-            vars(part).update(self.before.get(part, {}))
+            vars(part).update(before)
+
+    @contextmanager
+    def progress_bar(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """In place of the pipeline's own, which is open for all of a call's passes of the UNet and no longer."""
+        self.steps = 0
+        for part in self.swapped:  # The library counts passes, and would go on counting where a call was broken off.
+            part.timestep = 0
+        try:
+            with self.bar(*args, **kwargs) as bar:
+                yield bar
+        finally:
+            self.steps = None
 
     def start(self, unet: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before each pass of the UNet: the step's number, its random shifts, and residuals of any size."""
         import torch
 
-        if self.pipe.scheduler.timesteps is not self.schedule:
-            # A new call. The library counts passes, and would go on counting where a call was broken off.
-            self.schedule, self.steps = self.pipe.scheduler.timesteps, 0
-            self.check_caller()
-            for part in self.swapped:
-                part.timestep = 0
+        if self.steps is None:  # The library goes by its pipeline's number of steps, which is not that of this call.
+            raise ValueError(
+                "`enable_hidiffusion` was given another pipeline with this UNet; give it the one that is called."
+            )
         # The library draws the windows' shifts from the global random state: here it is the step's, and put back.
         self.random = torch.default_generator.get_state()
         torch.default_generator.manual_seed(self.steps)
@@ -230,15 +247,6 @@ class _Enabled:
             "mid_block_additional_residual": Residual(mid),
         }
         return args, kwargs | residuals
-
-    def check_caller(self) -> None:
-        """Refuse another pipeline: the number of steps, by which the library goes, would not be that of its call."""
-        steps = getattr(self.pipe, "_num_timesteps", Seen())
-        if isinstance(steps, Seen):
-            raise ValueError(
-                "`enable_hidiffusion` was given another pipeline with this UNet; give it the one that is called."
-            )
-        self.pipe._num_timesteps = Seen(steps)
 
     def end(self, *_: Any) -> None:
         """After each pass, also one that failed: the global random state as it was."""
@@ -265,10 +273,6 @@ class _Enabled:
         given["sample"] = F.interpolate(latents, size)
         given["controlnet_cond"] = [resized(one) for one in pictures] if several else resized(pictures)
         return (), {name: value for name, value in given.items() if name != "self"}
-
-
-class Seen(int):
-    """The number of steps of a call that has begun; every call of a pipeline writes its own."""
 
 
 class Residual:

@@ -321,26 +321,50 @@ def test_a_picture_depends_on_its_seeds_alone() -> None:
     with seeded(2):
         assert differ(first, paint(pipe))
     interrupt(pipe)
+    del pipe.progress_bar
     with seeded(1):  # and goes on counting
         assert differ(first, paint(pipe))
 
 
 def test_a_pipeline_that_shares_the_unet_is_refused_until_it_is_enabled() -> None:
-    """The library goes by the number of steps of the pipeline that it was given."""
+    """The library goes by the number of steps of the pipeline that it was given, in whatever state that one is."""
     pipe, alone = (build("StableDiffusionXLInstantStylePipeline") for _ in range(2))
+    short = {"num_inference_steps": 2}
+    small = paint(pipe, **short)
+    other = type(pipe).from_pipe(pipe, dtype=torch.float32)
+    own = type(pipe.scheduler).from_config(pipe.scheduler.config)
     enable_hidiffusion(pipe)
-    other, short = type(pipe).from_pipe(pipe, dtype=torch.float32), {"num_inference_steps": 2}
-    for _ in range(2):
-        with pytest.raises(ValueError, match="`enable_hidiffusion` was given another pipeline"):
-            paint(other, **short)
-        paint(pipe, **short)
-    assert pipe.num_timesteps == 2
-    enable_hidiffusion(other)
-    enable_hidiffusion(alone)
-    assert same(paint(other, **short), paint(alone, **short))
+
+    def refused() -> None:
+        for other.scheduler in (own, pipe.scheduler):
+            with pytest.raises(ValueError, match="`enable_hidiffusion` was given another pipeline"):
+                paint(other, **short)
+
+    refused()
+    paint(pipe, **short)
+    refused()
+    interrupt(pipe)
+    refused()
+    with pipe.progress_bar(total=2):  # as if it were the pipeline's own call
+        wrong = paint(other, **short)
+    for enabled in (other, alone):
+        enable_hidiffusion(enabled)
+    made = paint(other, **short)
+    assert same(made, paint(alone, **short))
+    assert differ(made, wrong)
     disable_hidiffusion(pipe)
-    disable_hidiffusion(alone)
-    assert same(paint(pipe, **short), paint(alone, **short))
+    assert same(paint(pipe, **short), small)
+
+
+def test_sizes_in_multiples_of_64_fit_the_windows(recwarn: pytest.WarningsRecorder) -> None:
+    """Which are 8 latents. Others are painted too, with the library's warning."""
+    pipe = build("StableDiffusionXLPipeline")
+    enable_hidiffusion(pipe)
+    for latents, fit in (((8, 24), True), ((12, 8), False)):
+        recwarn.clear()
+        height, width = (side * pipe.vae_scale_factor for side in latents)
+        assert paint(pipe, height=height, width=width, num_inference_steps=3).shape[1:3] == (height, width)
+        assert fit != any("cannot be directly partitioned" in str(one.message) for one in recwarn)
 
 
 def test_what_is_saved_meanwhile_is_what_was_there(tmp_path: Path) -> None:
@@ -423,8 +447,9 @@ def test_the_embedded_checkpoint_is_refused_and_stays_as_it_is(pipe: Any) -> Non
 
 
 def test_a_pipeline_without_a_fitting_unet_is_refused() -> None:
-    for wrong in (make(OTHER_HOSTS["stable_diffusion_xl_adapter"]), object()):
-        with pytest.raises(TypeError, match="`pipe` must have a UNet and no T2I-Adapter, but is"):
+    uncounted = build("StableDiffusionSAGPipeline", "sd15")
+    for wrong in (make(OTHER_HOSTS["stable_diffusion_xl_adapter"]), uncounted, object()):
+        with pytest.raises(TypeError, match="`pipe` must have a UNet and no T2I-Adapter, and count its steps"):
             enable_hidiffusion(wrong)
 
 
