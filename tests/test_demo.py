@@ -23,7 +23,7 @@ from instantstyle.demo.library import Library
 from instantstyle.demo.preview import previews
 from instantstyle.demo.reading import needed, read_recipe, read_settings, read_start
 from instantstyle.demo.settings import EVERYTHING, Reference, Settings
-from instantstyle.demo.studio import METHODS, NO_REFERENCE, OURS, PLAIN, Step, Studio
+from instantstyle.demo.studio import METHODS, NO_REFERENCE, OURS, PLAIN, Step, Studio, own, pictures
 from instantstyle.generate import open_picture
 
 
@@ -246,6 +246,125 @@ def test_a_recipe_sets_the_controls_as_they_were(studio):
     assert needed(kept) == ["reference.png"]
 
 
+def recipe_of(studio: Studio, settings: Settings) -> dict:
+    """Write the recipe of a picture, without painting it."""
+    files = {name: one.written for name, one in pictures(settings).items()}
+    common = generate.asked(studio._options(settings), studio.model, studio.adapter, files, {})
+    return json.loads(json.dumps(common | own(settings, 0, Image.new("RGB", settings.size))))
+
+
+@pytest.fixture
+def actions(studio, tmp_path):
+    """What the buttons do."""
+    pytest.importorskip("gradio", reason="the demo is made with Gradio")
+    from instantstyle.demo.actions import Actions
+
+    return Actions(studio, Library(tmp_path), tmp_path)
+
+
+def restored(actions, kept: dict) -> dict:
+    """The controls' values after a picture with this recipe was dropped; what is not set, is left out."""
+    import gradio as gr
+
+    from instantstyle.demo.actions import RESTORED
+
+    path = actions.folder / "dropped.png"
+    recipe.write(Image.new("RGB", (8, 8)), path, kept)
+    found, *values = actions.restore(str(path))
+    assert found == kept
+    return {name: value for name, value in zip(RESTORED, values, strict=False) if value != gr.skip()}
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.25, "auto"])
+def test_every_amount_is_restored(studio, amount):
+    values = read_recipe(recipe_of(studio, asked(content="a star", content_scale=amount)))
+    assert read_settings({**empty_values(), **values}).content_scale == amount
+
+
+def test_references_are_restored_but_for_their_files(studio, actions, other_file, capsys):
+    first, second = asked(REFERENCE, other_file).references
+    settings = asked(references=(replace(first, weight=0.5, mask=half("left")), replace(second, weight=2.0)))
+    dirty = dict.fromkeys(("weight", "weight_2", "weight_3"), 1.5) | {"mask_2": str(REFERENCE)}
+    values = {**empty_values(), **dirty, **restored(actions, recipe_of(studio, settings))}
+    assert "again, a recipe only names them: reference.png, left.png, other.png." in capsys.readouterr().out
+    assert values["weight_3"] == 1.0
+    again = read_settings({**values, "reference": str(REFERENCE), "reference_2": str(other_file)})
+    masked = replace(again.references[0], mask=settings.references[0].mask)
+    assert [(one.picture.sha256, one.weight, one.mask) for one in (masked, again.references[1])] == [
+        (one.picture.sha256, one.weight, one.mask) for one in settings.references
+    ]
+
+
+def test_files_that_a_recipe_does_not_know_are_taken_away(studio, actions):
+    star = str(REFERENCE)
+    start = {"background": Image.new("RGBA", (8, 8)), "layers": []}
+    old = dict.fromkeys(("reference", "reference_2", "mask", "mask_3", "control_image", "style"), star)
+    touched = {**empty_values(), **old, "start": start}
+    settings = asked()
+    again = read_settings({**touched, **restored(actions, recipe_of(studio, settings))})
+    assert (again.style, again.image, again.control_image, again.masked) == (None, None, None, False)
+    assert [one.picture.sha256 for one in again.references] == [settings.references[0].picture.sha256]
+
+
+def test_edges_are_found_where_they_were(studio):
+    star = asked().references[0].picture
+    for edges in (True, False):
+        kept = recipe_of(studio, asked(control_image=star, edges=edges))
+        assert read_recipe(kept)["edges"] == edges
+    del kept["edges"]  # the command line looks for none
+    assert read_recipe(kept)["edges"] is False
+    assert "edges" not in read_recipe(recipe_of(studio, asked()))
+
+
+def by_command(studio: Studio, *words: str) -> dict:
+    """The recipe of what `instantstyle generate` paints with these options."""
+    options = cli.build_parser().parse_args(["generate", "a heart", "--style", str(REFERENCE), "--seed", "5", *words])
+    common = generate.asked(options, studio.model, studio.adapter, {}, {})
+    return json.loads(json.dumps({**common, **own(asked(), 0, Image.new("RGB", (64, 64)))}))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--fast lcm", "--fast"),
+        ("--hires", "--hires"),
+        ("--upscale 2", "--upscale"),
+        ("--vae-tiling", "--vae-tiling"),
+        ("--content-encoder some/towers", "--content-encoder some/towers"),
+        ("--controlnet some/canny --control-image x.png", "--controlnet some/canny"),
+        ("--content-encoder some/towers --hires --upscale 2", "--content-encoder some/towers, --hires, --upscale"),
+    ],
+)
+def test_what_cannot_be_repeated_is_told(studio, actions, words, says):
+    with pytest.warns(UserWarning, match=f"^It was painted with what is not here: {says}\\.$"):
+        restored(actions, by_command(studio, *words.split()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_can_be_repeated_is_not_warned_of(studio, actions):
+    star = asked().references[0].picture
+    for kept in (
+        by_command(studio),
+        by_command(studio, "--controlnet", "tiny", "--control-image", "x.png"),
+        recipe_of(studio, asked(control_image=star)),
+    ):
+        restored(actions, kept)
+
+
+def test_another_model_is_told_before_its_blocks_are_missed(studio, actions):
+    kept = {**recipe_of(studio, asked()), "model": "some/xl", "target_blocks": {"up_blocks.7.attentions.1": 1.0}}
+    with (
+        pytest.warns(UserWarning, match=r"what is not here: --model some/xl\.$"),
+        pytest.raises(Exception, match="up_blocks.7.attentions.1"),
+    ):
+        restored(actions, kept)
+
+
+def test_whole_sides_may_be_written_as_fractions():
+    values = {**empty_values(), "width": 64.0, "height": 128.0}
+    assert read_settings(values).size == (64, 128)
+
+
 def empty_values() -> dict:
     """The values of controls that nobody has touched."""
     ends = ("", "_2", "_3")
@@ -279,6 +398,10 @@ def empty_values() -> dict:
         ({"target_blocks": "stile"}, "Did you mean 'style'"),
         ({"content_scale": "much"}, "Amount: expected a number, got 'much'"),
         ({"width": 65}, "Size: expected WxH"),
+        ({"width": 64.5}, "Size: expected WxH .* got '64.5x64'"),
+        ({"steps": None}, "^steps: expected a number, got none"),
+        ({"height": None}, "^height: expected a number, got none"),
+        ({"weight_2": None}, "^weight_2: expected a number, got none"),
         ({"seed": -1}, "Seed: expected a whole number"),
     ],
     ids=lambda value: str(value)[:40],

@@ -23,20 +23,24 @@ from instantstyle import recipe
 from instantstyle.console import one_line
 from instantstyle.demo.flow import follow
 from instantstyle.demo.library import Library
-from instantstyle.demo.reading import needed, open_recipe, read, read_recipe, read_settings
+from instantstyle.demo.reading import missing, needed, open_recipe, read, read_recipe, read_settings
 from instantstyle.demo.settings import STYLE_FILE, Settings
 from instantstyle.demo.studio import OURS, Painting, Step, Studio
 from instantstyle.generate import load_style, open_picture
+from instantstyle.models import label_of
 from instantstyle.reading import targets as read_targets
 from instantstyle.show import describe
 
 
 # The controls that may be empty; to `gradio_client` their parameters are optional.
 PICTURES = ("reference", "mask", "reference_2", "mask_2", "reference_3", "mask_3", "control_image", "start", "style")
+# What a recipe clears, so that nothing acts that is out of sight; the first reference is in sight.
+CLEARED = PICTURES[1:]
 RESTORED = (
-    "prompt content content_scale target_blocks scale negative guidance steps num_images seed randomise width height "
-    "strength edges controlnet_scale"
-).split()
+    *"prompt content content_scale target_blocks scale negative guidance steps num_images seed randomise".split(),
+    *"width height strength edges controlnet_scale weight weight_2 weight_3".split(),
+    *CLEARED,
+)
 SEEDS = 32  # bits of those drawn here; a browser's numbers are exact up to 53
 
 
@@ -139,18 +143,32 @@ class Actions:
         return self.library.names()
 
     def restore(self, file: str | None) -> list[Any]:
-        """Set the controls as the recipe in a PNG file says; at last the preset and the scale of every block."""
+        """Set the controls as the recipe in a PNG file says; at last the preset and the scale of every block.
+
+        Files are not in a recipe: it names those to be given again. What the demo cannot repeat is told.
+        """
         if file is None:
             return [gr.skip()] * (2 + len(RESTORED) + len(self.studio.blocks))
         with telling():
             found = open_recipe(file)
-            values = read_recipe(found)
+            values = dict.fromkeys(CLEARED) | read_recipe(found)
+            self._remark(found)
             where = self._where(values.get("target_blocks"))
+        return [found, *(values.get(name, gr.skip()) for name in RESTORED), *where]
+
+    def _remark(self, found: dict[str, Any]) -> None:
+        """Say what of a recipe the controls cannot hold."""
         if files := needed(found):
             gr.Info(f"Give these again, a recipe only names them: {html.escape(', '.join(files))}.")
-        if found.get("model") != self.studio.model.label:
-            gr.Warning(f"It was painted by another model: {html.escape(str(found.get('model')))}.")
-        return [found, *(values.get(name, gr.skip()) for name in RESTORED), *where]
+        if others := missing(found, self._loaded()):
+            gr.Warning(f"It was painted with what is not here: {html.escape(', '.join(others))}.")
+
+    def _loaded(self) -> dict[str, str | None]:
+        """Name what is loaded as recipes do."""
+        studio = self.studio
+        named = {"controlnet": studio.controlnet_name, "content_encoder": studio.options.content_encoder}
+        labels = {name: label_of(text) if text else None for name, text in named.items()}
+        return {"model": studio.model.label, "adapter": studio.adapter.label, **labels}
 
     def _where(self, target_blocks: str | None) -> list[Any]:
         """The preset, if it is one, and the scale of every block."""

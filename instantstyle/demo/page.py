@@ -146,7 +146,7 @@ class Page:
             with gr.Tab("Recipe", id="recipe"):
                 self.recipe = gr.JSON(label="Recipe of the first picture", elem_id="recipe", max_height=420)
                 self.dropped = gr.File(
-                    label="Drop a PNG made here to set everything as it was",
+                    label="Drop a PNG to set the controls as its recipe says",
                     file_types=[".png"],
                     height=140,
                     elem_id="dropped",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -16,10 +16,16 @@ from PIL import Image, ImageChops
 from instantstyle import reading, recipe
 from instantstyle.blocks import targets
 from instantstyle.demo.settings import AMOUNT, Reference, Settings
-from instantstyle.generate import Picture, open_picture
+from instantstyle.generate import Picture, open_picture, option
 
 
 REFERENCES = ("", "_2", "_3")  # what the names of a reference's controls end in
+# What a slider holds, unless somebody empties it.
+NUMBERS = (
+    *("scale", "guidance", "steps", "num_images", "width", "height", "strength", "controlnet_scale"),
+    *(f"weight{end}" for end in REFERENCES),
+)
+LACKING = ("fast", "hires", "upscale", "vae_tiling")  # options of `instantstyle generate` that the demo has not
 GIVE = "drop a PNG file that this demo or `instantstyle generate` made."
 Values = Mapping[str, Any]
 
@@ -28,13 +34,14 @@ def read_settings(values: Values) -> Settings:
     """Read what the controls say.
 
     Raises:
-        ValueError, OSError: A text cannot be read, or a file is no picture.
+        ValueError, OSError: A number is missing, a text cannot be read, or a file is no picture.
     """
+    check_numbers(values)
     image, mask = read_start(values["start"])
     control = values["control_image"]
     return Settings(
         prompt=values["prompt"] or "",
-        size=read("Size", reading.size, f"{values['width']}x{values['height']}"),
+        size=read("Size", reading.size, f"{values['width']:g}x{values['height']:g}"),
         references=tuple(read_reference(values, end) for end in REFERENCES if values[f"reference{end}"]),
         style=values["style"],
         target_blocks=tuple(read("Target blocks", reading.targets, values["target_blocks"] or "")),
@@ -54,6 +61,13 @@ def read_settings(values: Values) -> Settings:
         controlnet_scale=values["controlnet_scale"] if control else None,
         preview=values["preview"],
     )
+
+
+def check_numbers(values: Values) -> None:
+    """Raise ValueError where a number is missing."""
+    for name in NUMBERS:
+        if values[name] is None:
+            raise ValueError(f"{name}: expected a number, got none; leave it out for the usual one.")
 
 
 def read(name: str, reader: Callable[[str], Any], text: str) -> Any:
@@ -125,20 +139,40 @@ def read_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
             "height": int(height),
             "negative": found["negative"] or "",
             "content": found["content"] or "",
-            "content_scale": str(found["content_scale"] or 1.0),
+            "content_scale": "1.0" if found["content_scale"] is None else str(found["content_scale"]),
+            **weights(found.get("references") or []),
             **{name: float(found[name]) for name in ("scale", "guidance")},
             "steps": int(found["steps"]),
         }
         if found["target_blocks"]:
             values["target_blocks"] = targets(found["target_blocks"], ())
-        known = {"strength": float, "controlnet_scale": float, "edges": bool}
+        if found.get("control_image"):
+            values["edges"] = bool(found.get("edges"))  # the command line takes the picture as it is
+        known = {"strength": float, "controlnet_scale": float}
         return values | {name: kind(found[name]) for name, kind in known.items() if found.get(name) is not None}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"Recipe: it is not of one picture; {GIVE}") from error
 
 
+def weights(references: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the weights of a recipe's references; 1.0 where there is none."""
+    found = [float(one["weight"]) for one in references]
+    return {f"weight{end}": found[place] if place < len(found) else 1.0 for place, end in enumerate(REFERENCES)}
+
+
 def needed(found: Mapping[str, Any]) -> list[str]:
-    """Name the files that went into a recipe's picture, which have to be given again."""
-    single = [found.get(name) for name in ("style", "image", "mask", "control_image")]
-    files = [*(found.get("references") or []), *single]
+    """Name the files that went into a recipe's picture, which have to be given again; a mask after its reference."""
+    references = [file for one in found.get("references") or [] for file in (one, one.get("mask"))]
+    files = [*references, *(found.get(name) for name in ("style", "image", "mask", "control_image"))]
     return [str(one["file"]) for one in files if isinstance(one, Mapping) and "file" in one]
+
+
+def missing(found: Mapping[str, Any], loaded: Mapping[str, str | None]) -> list[str]:
+    """Name what went into a recipe's picture and is not here, by the options of `instantstyle generate`.
+
+    Args:
+        found: The recipe.
+        loaded: What the demo has loaded, by the recipe's names.
+    """
+    others = [f"{option(name)} {found[name]}" for name in loaded if found.get(name) not in (None, loaded[name])]
+    return others + [option(name) for name in LACKING if found.get(name)]
