@@ -402,12 +402,6 @@ def take_style(page: Any, _: Path) -> None:
     page.get_by_role("option", name="kept").click()
 
 
-def start_from(page: Any, path: Path) -> None:
-    """Give a picture to start from."""
-    open_part(page, "start")
-    upload(page, "#start-editor", path)
-
-
 def drop_picture(page: Any, path: Path) -> None:
     """Drop a picture with a recipe."""
     page.get_by_role("tab", name="Recipe").click()
@@ -421,9 +415,8 @@ def drop_picture(page: Any, path: Path) -> None:
         (take_example, lambda found: found["picture"]["prompt"] == grid.PROMPTS[1]),
         (take_style, lambda found: found["style"]["file"] == "kept.safetensors"),
         (drop_picture, lambda found: found["steps"] == 3),
-        (start_from, lambda found: "Img2Img" in found["pipeline"]),
     ],
-    ids=["example", "library", "recipe", "start"],
+    ids=["example", "library", "recipe"],
 )
 def test_a_run_waits_for_what_is_on_its_way(
     page, picture, tmp_path, choose: Callable[[Any, Path], None], is_taken: Callable[[Any], bool], broken: bool
@@ -445,6 +438,24 @@ def test_a_run_waits_for_an_upload(page, tmp_path):
         page.locator("#generate").click()
     (found,) = made(page, tmp_path)["references"]
     assert found["mask"]["file"] == REFERENCE.name
+
+
+def test_a_run_waits_for_the_editor(page, tmp_path):
+    page.evaluate(
+        """() => {
+            window.order = [];
+            for (const name of ["loaded", "settled"]) {
+                const whole = studio[name];
+                studio[name] = async () => { await whole(); order.push(name); };
+            }
+        }"""
+    )
+    open_part(page, "start")
+    page.locator("#start-editor canvas").first.wait_for()
+    upload(page, "#start-editor", REFERENCE)
+    page.locator("#generate").click()
+    assert "Img2Img" in made(page, tmp_path)["pipeline"]
+    assert page.evaluate("order[0]") == "loaded"
 
 
 def test_a_seed_that_is_typed_during_a_run_stays(page, hurry, tmp_path):

@@ -272,7 +272,8 @@ class Page:
             height=360,
             elem_id="start-editor",
         )
-        self.controls["start"].upload(None, js="studio.loaded", **QUIET)
+        start = self.controls["start"]
+        gr.on([start.upload, start.change], None, js="studio.loaded", **QUIET)
         self._slider("strength", "How much to change", 0.9, minimum=0.0, maximum=1.0, step=0.05)
 
     def _slider(self, name: str, label: str, value: float, **more: Any) -> None:
