@@ -20,6 +20,7 @@ from PIL import Image
 
 from instantstyle import grid, recipe
 from instantstyle.demo.library import Library
+from instantstyle.demo.page import Page
 from instantstyle.demo.settings import Reference, Settings
 from instantstyle.demo.studio import METHODS, Studio
 from instantstyle.generate import open_picture
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 30_000  # milliseconds
-MANY = 99  # steps: a run that is still going when something else happens
+FEW, MANY = 2, 40  # steps: a run that is still going when something else happens
 BRUSH = (225, 29, 72)
 DONE = re.compile(r"Done in .* s, seed \d+\.")
 
@@ -49,11 +50,19 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="module")
 def address(studio, settings, tmp_path_factory) -> Iterator[str]:
-    """Serve the page, with a style in its library."""
+    """Serve the page, with a style in its library, and few steps unless others are chosen."""
     folder = tmp_path_factory.mktemp("library")
     Library(folder).save("kept", studio.encode(settings))
-    with served(studio, folder) as found:
-        yield found
+    sampling = Page._sampling
+
+    def short(page: Page) -> None:
+        sampling(page)
+        page.controls["steps"].value = FEW
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Page, "_sampling", short)
+        with served(studio, folder) as found:
+            yield found
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,9 @@ def picture(studio, settings, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Run the browser."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
     with chromium() as found:
         yield found
 
@@ -152,7 +164,7 @@ def shows(page: Any, pattern: str | re.Pattern[str]) -> None:
     """Wait until the status says something."""
     from playwright.sync_api import expect
 
-    expect(page.locator("#status")).to_contain_text(re.compile(pattern), timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text(re.compile(pattern))
 
 
 def file_of(page: Any, image: Any, folder: Path) -> Path:
@@ -207,7 +219,7 @@ def test_methods_are_compared_side_by_side(page, tmp_path):
     images = page.locator("#compared img")
     from playwright.sync_api import expect
 
-    expect(images).to_have_count(len(METHODS), timeout=PATIENCE)
+    expect(images).to_have_count(len(METHODS))
     for name in METHODS:
         assert name in page.locator("#compared").inner_text()
     sources = [images.nth(number).get_attribute("src") for number in range(len(METHODS))]
@@ -216,7 +228,7 @@ def test_methods_are_compared_side_by_side(page, tmp_path):
     assert {Path(side.get_attribute("src")).name for side in sides.all()} == {Path(s).name for s in sources[1:]}
     page.get_by_label("Left", exact=True).click()
     page.get_by_role("option", name=METHODS[0]).click()
-    expect(sides.first).to_have_attribute("src", re.compile(re.escape(Path(sources[0]).name)), timeout=PATIENCE)
+    expect(sides.first).to_have_attribute("src", re.compile(re.escape(Path(sources[0]).name)))
 
 
 def test_what_is_stopped_ends_and_the_next_run_waits_for_that(page, studio, hurry, tmp_path):
@@ -232,11 +244,11 @@ def test_what_is_stopped_ends_and_the_next_run_waits_for_that(page, studio, hurr
         pass
     page.locator("#generate").click()
     shows(page, rf"Step \d+ of {MANY}")
-    set_steps(page, 2)
+    set_steps(page, FEW)
     page.locator("#stop").click()
     page.locator("#generate").click()
     hurry.set()
-    assert made(page, tmp_path)["steps"] == 2
+    assert made(page, tmp_path)["steps"] == FEW
     expect(page.locator("#status [data-testid=status-tracker]")).to_be_hidden()
 
 
@@ -249,7 +261,7 @@ def test_a_style_is_kept_and_comes_back(page, visit, tmp_path):
     page.locator("#save-style").click()
     from playwright.sync_api import expect
 
-    expect(page.locator("#library input")).to_have_value("dots", timeout=PATIENCE)
+    expect(page.locator("#library input")).to_have_value("dots")
     other = visit()
     open_part(other, "styles")
     other.locator("#library input").click()
@@ -275,6 +287,7 @@ def test_two_users_wait_for_each_other_and_get_each_their_own(visit, hurry, tmp_
     one, other = visit(), visit()
     fill(one, "#prompt", "a ring")
     fill(other, "#prompt", "a square")
+    set_steps(one, MANY)
     one.locator("#generate").click()
     shows(one, "Step")
     other.locator("#generate").click()
@@ -427,12 +440,31 @@ def test_a_run_waits_for_an_upload(page, tmp_path):
     assert found["mask"]["file"] == REFERENCE.name
 
 
+def test_a_run_waits_for_the_editor(page, tmp_path):
+    page.evaluate(
+        """() => {
+            window.order = [];
+            for (const name of ["loaded", "settled"]) {
+                const whole = studio[name];
+                studio[name] = async () => { await whole(); order.push(name); };
+            }
+        }"""
+    )
+    open_part(page, "start")
+    page.locator("#start-editor canvas").first.wait_for()
+    upload(page, "#start-editor", REFERENCE)
+    page.locator("#generate").click()
+    assert "Img2Img" in made(page, tmp_path)["pipeline"]
+    assert page.evaluate("order[0]") == "loaded"
+
+
 def test_a_seed_that_is_typed_during_a_run_stays(page, hurry, tmp_path):
     from playwright.sync_api import expect
 
-    open_part(page, "sampling")
+    set_steps(page, MANY)
     page.locator("#generate").click()
     shows(page, "Step")
+    set_steps(page, FEW)
     page.get_by_label("Draw a seed").uncheck()
     page.locator("#seed input").fill("77")
     hurry.set()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image, ImageDraw
 
 import pipeline_instantstyle
 from instantstyle import Style, cli, generate, recipe
+from instantstyle.demo.actions import DAY, Actions
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.library import Library
 from instantstyle.demo.preview import previews
@@ -703,3 +706,31 @@ def test_two_users_at_once_get_each_their_own(address, client, studio):
     for path, settings in zip(results, (asked(), asked(prompt="a ring", target_blocks=EVERYTHING)), strict=True):
         with Image.open(path) as picture:
             assert (levels(picture) == painted(studio, settings)).all()
+
+
+# What is left behind
+
+
+@pytest.mark.parametrize("age", [0, 2], ids=["new", "old"])
+def test_files_are_kept_for_a_day(studio, tmp_path, age):
+    actions = Actions(studio, Library(tmp_path / "library"), tmp_path)
+    kept = actions._scratch()
+    (kept / "picture.png").touch()
+    made = time.time() - age * DAY
+    os.utime(kept, (made, made))
+    assert actions._scratch().is_dir()
+    assert kept.exists() == (age == 0)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_comparison_that_is_stopped_leaves_the_other_methods_out(studio, stopped):
+    stop, told = threading.Event(), []
+
+    def tell(step):
+        told.append(step)
+        if stopped:
+            stop.set()
+
+    found = studio.compare(asked(preview=False), tell, stop)
+    assert list(found) == list(METHODS[:1] if stopped else METHODS)
+    assert {step.done > STEPS for step in told} == ({False} if stopped else {False, True})

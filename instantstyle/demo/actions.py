@@ -11,7 +11,7 @@ import tempfile
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ RESTORED = (
     *"width height strength edges controlnet_scale weight weight_2 weight_3".split(),
     *CLEARED,
 )
+HOUR, DAY = 60 * 60, 24 * 60 * 60
 SEEDS = 32  # bits of those drawn here; a browser's numbers are exact up to 53
 
 
@@ -233,7 +234,14 @@ class Actions:
         return paths
 
     def _scratch(self) -> Path:
-        """Make a folder, so that files of one name do not meet."""
+        """Make a folder, so that files of one name do not meet; remove those that nobody needs any more.
+
+        Gradio shows copies of its own, and removes those alone.
+        """
+        for old in self.folder.glob("*/"):
+            with suppress(FileNotFoundError):  # another call removed it
+                if old.is_dir() and time.time() - old.stat().st_mtime > DAY:
+                    shutil.rmtree(old)
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 

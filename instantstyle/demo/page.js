@@ -4,11 +4,18 @@ const studio = (() => {
   const pause = () => new Promise((done) => setTimeout(done, 50));
   const find = (selector) => document.querySelector(selector);
   // A file is being uploaded, or a control is being set by the server.
-  const arriving = () => find("#studio .uploading, #ask .progress-text, #more .progress-text");
+  const arriving = () => Date.now() < loading || find("#studio .uploading, #ask .progress-text, #more .progress-text");
   const running = () => find("#status [data-testid=status-tracker]:not(.hide):not(:has(.error))");
+  let loading = 0; // until when the editor, which does not show it, may be reading a file; one that fails never says so
   let clicks = 0;
   let stopping = false; // until the run has ended, so that the next one is not taken for it
   let halted = false; // the last run was stopped
+
+  const given = (event) => {
+    const files = (event.dataTransfer ?? event.clipboardData ?? event.target).files;
+    if (files?.length && event.target.closest?.("#start-editor")) loading = Date.now() + 5000;
+  };
+  for (const way of ["change", "drop", "paste"]) document.addEventListener(way, given, true);
 
   const studio = {
     // Wait for what is on its way into a control: until twice nothing is seen, as an upload shows a moment after it was
@@ -26,9 +33,13 @@ const studio = (() => {
       return { __type__: "update", selected: tab };
     },
 
+    loaded: () => {
+      loading = 0;
+    },
+
     stop: () => {
       clicks++;
-      stopping = halted = Boolean(running());
+      if (!stopping) stopping = halted = Boolean(running());
     },
 
     stopped: async () => {

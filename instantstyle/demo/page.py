@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from instantstyle import grid
-from instantstyle.demo.actions import RESTORED, Actions
+from instantstyle.demo.actions import DAY, HOUR, RESTORED, Actions
 from instantstyle.demo.reading import REFERENCES
 from instantstyle.demo.settings import AMOUNT, CONTENT, STYLE_FILE
 from instantstyle.demo.studio import METHODS, Studio
@@ -22,7 +22,6 @@ from instantstyle.reading import PIXELS
 MODES = {"style": "Style", "layout": "Layout", "style+layout": "Style and layout", "all": "Everything"}
 SCALES = {"minimum": 0.0, "maximum": 2.0, "step": 0.05}
 DRAWN = 256  # pixels of the references that are drawn as examples
-HOUR, DAY = 60 * 60, 24 * 60 * 60
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 # One at a time: what a call asks for is on the pipeline while it runs. Gradio shows the place in this queue.
 QUEUED = {"concurrency_limit": 1, "concurrency_id": "pipeline"}
@@ -273,6 +272,8 @@ class Page:
             height=360,
             elem_id="start-editor",
         )
+        start = self.controls["start"]
+        gr.on([start.upload, start.change], None, js="studio.loaded", **QUIET)
         self._slider("strength", "How much to change", 0.9, minimum=0.0, maximum=1.0, step=0.05)
 
     def _slider(self, name: str, label: str, value: float, **more: Any) -> None:

@@ -148,7 +148,7 @@ class Studio:
         Args:
             settings: What to paint.
             tell: Is told of every step.
-            stop: When it is set, the steps that are left are skipped.
+            stop: When it is set, the steps that are left are skipped; without any step there is no picture.
 
         Raises:
             ValueError, TypeError, OSError: A user's mistake. Nothing was painted then.
@@ -161,6 +161,8 @@ class Studio:
         if style is None:
             generate.check_content_encoder(options, self.model, self.adapter, CONTENT)
         with self._lock:
+            if stop is not None and stop.is_set():
+                return []
             pipe = self._pipeline(options)
             arguments = self._arguments(settings, options, pipe, style)
             images = pipe(**arguments, callback_on_step_end=follower(settings.preview, tell, stop)).images
@@ -186,7 +188,10 @@ class Studio:
         found = {}
         for number, (name, chosen) in enumerate(methods.items()):
             part = partial(tell_part, tell, number, len(methods))
-            (found[name],) = self.paint(chosen, part, stop)
+            painted = self.paint(chosen, part, stop)
+            if not painted:
+                break
+            (found[name],) = painted
         return found
 
     def encode(self, settings: Settings) -> Style:
