@@ -440,22 +440,27 @@ def test_a_run_waits_for_an_upload(page, tmp_path):
     assert found["mask"]["file"] == REFERENCE.name
 
 
-def test_a_run_waits_for_the_editor(page, tmp_path):
-    page.evaluate(
-        """() => {
-            window.order = [];
-            for (const name of ["loaded", "settled"]) {
-                const whole = studio[name];
-                studio[name] = async () => { await whole(); order.push(name); };
-            }
-        }"""
-    )
+GIVE_A_FILE = """async (place) => {
+    const input = document.createElement("input");
+    const given = new DataTransfer();
+    given.items.add(new File(["a picture"], "picture.png"));
+    input.type = "file";
+    input.files = given.files;
+    document.querySelector(place).append(input);
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+    const later = new Promise((done) => setTimeout(() => done("held"), 1000));
+    const first = await Promise.race([studio.settled().then(() => "settled"), later]);
+    studio.loaded();
+    await studio.settled();
+    return first;
+}"""
+
+
+@pytest.mark.parametrize(("place", "first"), [("#start-editor", "held"), ("#prompt", "settled")])
+def test_a_run_waits_for_the_editor_to_read_a_file(page, place, first):
     open_part(page, "start")
-    page.locator("#start-editor canvas").first.wait_for()
-    upload(page, "#start-editor", REFERENCE)
-    page.locator("#generate").click()
-    assert "Img2Img" in made(page, tmp_path)["pipeline"]
-    assert page.evaluate("order[0]") == "loaded"
+    page.locator("#start-editor").wait_for()
+    assert page.evaluate(GIVE_A_FILE, place) == first
 
 
 def test_a_seed_that_is_typed_during_a_run_stays(page, hurry, tmp_path):
