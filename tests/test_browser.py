@@ -475,7 +475,7 @@ def test_a_seed_that_is_typed_during_a_run_stays(page, hurry, tmp_path):
     hurry.set()
     assert made(page, tmp_path)["picture"]["seed"] != 77
     page.locator("#generate").click()
-    shows(page, "seed 77")
+    shows(page, r"seed 77\b")
     expect(page.locator("#seed input")).to_have_value("77")
     page.get_by_label("Draw a seed").check()
     page.locator("#generate").click()
