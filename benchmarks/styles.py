@@ -22,10 +22,10 @@ from benchmarks.sides import AGAIN, PLAIN, STYLE_DICT, Attachment, adapter_modul
 from benchmarks.steps import inputs
 from instantstyle.applying import Lookup, worn
 from instantstyle.baking import bake, dtype_of, family_of, fingerprint, projections, scales_for, text_width_of
+from instantstyle.core import adapter_state
 from instantstyle.style import Style
 from instantstyle.style_recipe import Recipe, Source
 from instantstyle.version import versions
-from pipeline_instantstyle import adapter_state
 
 
 ENCODER, SAVED, OURS_SAVED, FILE = "stock, encoder", "stock, embeddings", "ours, embeddings", "ours, style file"

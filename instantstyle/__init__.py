@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instantstyle.applying import applied
+    from instantstyle.core import (
+        InstantStyleMixin,
+        StableDiffusionXLInstantStylePipeline,
+        attention_blocks,
+        presets,
+        remove_content,
+        with_instantstyle,
+    )
     from instantstyle.hires import disable_hidiffusion, enable_hidiffusion
     from instantstyle.pipelines import (
         StableDiffusionInstantStyleControlNetImg2ImgPipeline,
@@ -21,14 +29,6 @@ if TYPE_CHECKING:
         StableDiffusionXLInstantStyleInpaintPipeline,
     )
     from instantstyle.style import Style
-    from pipeline_instantstyle import (
-        InstantStyleMixin,
-        StableDiffusionXLInstantStylePipeline,
-        attention_blocks,
-        presets,
-        remove_content,
-        with_instantstyle,
-    )
 
 
 __all__ = [
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = (
-        "pipeline_instantstyle",
+        "instantstyle.core",
         *(f"instantstyle.{home}" for home in ("pipelines", "style", "applying", "hires")),
     )
     return next(getattr(module, name) for module in map(import_module, homes) if hasattr(module, name))

@@ -15,8 +15,7 @@ from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch import nn
 
 from instantstyle.baking import family_of
-from instantstyle.style import Style
-from pipeline_instantstyle import (
+from instantstyle.core import (
     AdapterState,
     MutedProjection,
     adapter_state,
@@ -30,6 +29,7 @@ from pipeline_instantstyle import (
     text_layers,
     with_instantstyle,
 )
+from instantstyle.style import Style
 
 
 # For each prompt (a single one stands for all) the styles that it sees, with their scales.

@@ -13,11 +13,7 @@ import torch
 from torch import nn
 
 from instantstyle import models
-from instantstyle.style import Style
-from instantstyle.style_recipe import Recipe, Source
-from instantstyle.version import versions
-from instantstyle.weights import shares
-from pipeline_instantstyle import (
+from instantstyle.core import (
     AdapterState,
     adapter_state,
     adapter_to_change,
@@ -34,6 +30,10 @@ from pipeline_instantstyle import (
     times,
     upright,
 )
+from instantstyle.style import Style
+from instantstyle.style_recipe import Recipe, Source
+from instantstyle.version import versions
+from instantstyle.weights import shares
 
 
 SAMPLE = 1024  # numbers of each tensor that a fingerprint looks at

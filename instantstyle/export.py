@@ -82,9 +82,9 @@ def write_repository(
         bars: Whether to show progress.
     """
     from instantstyle.card import write_card
+    from instantstyle.core import write_code
     from instantstyle.gallery import write_gallery
     from instantstyle.modular import InstantStyleXLBlocks
-    from pipeline_instantstyle import write_code
 
     variants = write_variants(folder)
     InstantStyleXLBlocks().save_pretrained(folder)
@@ -101,7 +101,7 @@ def write_variants(folder: Path) -> dict[str, str]:
         Class -> file that loads it.
     """
     from instantstyle import pipelines
-    from pipeline_instantstyle import StableDiffusionXLInstantStylePipeline, write_code
+    from instantstyle.core import StableDiffusionXLInstantStylePipeline, write_code
 
     others = [cls for cls in vars(pipelines).values() if getattr(cls, "__module__", None) == pipelines.__name__]
     variants = [StableDiffusionXLInstantStylePipeline, *others]

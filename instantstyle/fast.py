@@ -266,7 +266,7 @@ def _lora_layers(pipe: Any) -> int:
 
 
 def _put_unet(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
-    from pipeline_instantstyle import bare_unet, lifted
+    from instantstyle.core import bare_unet, lifted
 
     unet = bare_unet(pipe)
     with lifted(unet):

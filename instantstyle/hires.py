@@ -136,7 +136,7 @@ def enable_hidiffusion(pipe: Any) -> None:
         ValueError: The library has no table for the UNet or is missing, the UNet is compiled, or what is changed of it
             is offloaded by itself or has a LoRA. HiDiffusion is off then.
     """
-    from pipeline_instantstyle import bare_unet
+    from instantstyle.core import bare_unet
 
     counts = hasattr(type(pipe), "num_timesteps")
     if not hasattr(getattr(pipe, "unet", None), "config") or not counts or hasattr(pipe, "adapter"):
@@ -164,7 +164,7 @@ def enable_hidiffusion(pipe: Any) -> None:
 
 def disable_hidiffusion(pipe: Any) -> None:
     """Undo `enable_hidiffusion` exactly. A pipeline without it stays as it is."""
-    from pipeline_instantstyle import bare_unet
+    from instantstyle.core import bare_unet
 
     enabled = vars(bare_unet(pipe)).pop(STATE, None)
     if enabled is not None:

@@ -24,7 +24,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipeline_instantstyle import (
+from instantstyle.core import (
     AdapterState,
     Call,
     Scale,
@@ -314,7 +314,7 @@ class _SavedWithCode(ModularPipelineBlocks):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plugin_file(), folder / "pipeline_instantstyle.py")
         code = Path(__file__).read_text("utf-8")
-        code = code.replace("\nfrom pipeline_instantstyle ", "\nfrom .pipeline_instantstyle ")
+        code = code.replace("\nfrom instantstyle.core ", "\nfrom .pipeline_instantstyle ")
         (folder / "modular_instantstyle.py").write_text(code, "utf-8")
         # Not the host's entry, which names this module: files of one basename share a module in one process.
         entry = {"ModularPipelineBlocks": f"modular_instantstyle.{type(self).__name__}"}

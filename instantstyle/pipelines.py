@@ -14,7 +14,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 
-from pipeline_instantstyle import InstantStyleMixin
+from instantstyle.core import InstantStyleMixin
 
 
 class StableDiffusionXLInstantStyleImg2ImgPipeline(InstantStyleMixin, StableDiffusionXLImg2ImgPipeline):

@@ -259,14 +259,14 @@ def stamps(pipe: Any, model: models.Model) -> list[Any]:
 
 def adapter_source(pipe: Any) -> Path:
     """Return the file that the pipeline's adapter was read from."""
-    from pipeline_instantstyle import adapter_state
+    from instantstyle.core import adapter_state
 
     return adapter_state(pipe.unet).files[0].source  # type: ignore[union-attr, return-value]
 
 
 def attention_groups(pipe: Any) -> Groups:
     """Return the names of the UNet's attention groups."""
-    from pipeline_instantstyle import attention_blocks
+    from instantstyle.core import attention_blocks
 
     return tuple(attention_blocks(pipe.unet))
 
@@ -345,7 +345,7 @@ def named_presets(proposal: Proposal, pipe: Any) -> dict[str, Any]:
 
     Its layout is the one proposed, else the one in force: what the adapter carries already, or the family's.
     """
-    from pipeline_instantstyle import adapter_state, presets
+    from instantstyle.core import adapter_state, presets
 
     if not proposal.style:
         return {}

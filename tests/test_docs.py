@@ -33,7 +33,7 @@ from test_fast import LAYERS, kohya
 import instantstyle
 import pipeline_instantstyle
 from instantstyle import cli, tiny
-from pipeline_instantstyle import attention_blocks, presets, resolve_target_blocks, text_layers
+from instantstyle.core import attention_blocks, presets, resolve_target_blocks, text_layers
 
 
 ROOT = Path(__file__).parents[1]

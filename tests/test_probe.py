@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from instantstyle import carried, cli, grid, probe, recipe, tiny
+from instantstyle.core import AdapterFile
 from instantstyle.pairs import make_seed
 from instantstyle.probe import propose, propose_by_proxy
 from instantstyle.tiny import judges
-from pipeline_instantstyle import AdapterFile
 
 
 EVERY = ("down", "mid", "up.0", "up.1")

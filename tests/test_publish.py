@@ -27,8 +27,8 @@ from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference
 import instantstyle
 from instantstyle import Style, checkpoint, cli, gallery, publish, tiny
 from instantstyle.card import write_card
+from instantstyle.core import with_instantstyle
 from instantstyle.tiny import world
-from pipeline_instantstyle import with_instantstyle
 
 
 OWN_ADAPTER = ("someone/tiny", "sdxl_models", "ip-adapter_sdxl.safetensors")

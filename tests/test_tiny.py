@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
 from instantstyle.conditions import NO_REFERENCE, PLAIN, STYLE, Condition
+from instantstyle.core import attention_blocks
 from instantstyle.metrics import score
 from instantstyle.painting import make_pictures
 from instantstyle.pairs import Pairs, sample_pairs
 from instantstyle.tiny import networks, world
 from instantstyle.tiny.judges import Judges
-from pipeline_instantstyle import attention_blocks
 
 
 ROOT = Path(__file__).parents[1]

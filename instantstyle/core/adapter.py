@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .blocks import Scale, presets, resolve_target_blocks, text_layers, times
 from .checkpoint import AdapterFile
+from .private import image_projection
 from .processors import (
     MutedProjection,
     attention,
@@ -29,6 +31,9 @@ from .processors import (
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class AdapterState:
     """What is loaded on a UNet. It is kept on the UNet, so that all pipelines that share it agree."""
@@ -37,6 +42,9 @@ class AdapterState:
     files: Sequence[AdapterFile | None]  # None: put there by another loader, which kept all weights
     targets: list[dict[str, Scale]]  # per adapter: layer -> weight
     scales: list[Scale]  # per adapter: what all its weights are multiplied by
+    # Per adapter the targets that `load_ip_adapter` or `set_target_blocks` chose: a dict of scales replaces those in
+    # force, and a number brings these back.
+    chosen: list[dict[str, Scale]] = field(default_factory=list)
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
@@ -60,10 +68,12 @@ def adapter_state(unet: Any) -> AdapterState | None:
     text_proj = getattr(unet, "text_encoder_hid_proj", None)
     count = len(projection.image_projection_layers)
     scales = [[processor.scale[i] for processor in processors.values()] for i in range(count)]
+    targets: list[dict[str, Scale]] = [dict.fromkeys(processors, 1.0) for _ in range(count)]
     return AdapterState(
         projection=projection,
         files=[None] * count,
-        targets=[dict.fromkeys(processors, 1.0) for _ in range(count)],
+        targets=targets,
+        chosen=targets,
         scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
         plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
@@ -93,11 +103,8 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
 
 def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
     copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
-    # Sequential offloading leaves the UNet on meta, and this way the host loads to where the UNet is.
-    low_cpu_mem_usage = not next(unet.parameters()).is_meta
     try:
-        with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
-            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=low_cpu_mem_usage)
+        projection = image_projection(unet, copied)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
     missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
@@ -227,11 +234,26 @@ def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, in
 
 
 def drop_muted(unet: Any, state: AdapterState) -> None:
-    """Let go of the weights of blocks that are no targets. Another loader's stay: they cannot be read again."""
+    """Let go of the weights of blocks that are neither targets nor chosen. Another loader's stay: they are its own."""
     for layer, processor in ip_processors(unet).items():
         for i, file in enumerate(state.files):
-            if file is not None and layer not in state.targets[i]:
+            if file is not None and layer not in state.targets[i] and layer not in state.chosen[i]:
                 processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
+
+
+def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
+    """The target blocks of adapters that are loaded without any: "style" where that is known, or "all", as the host.
+
+    Then a line in the log says so.
+    """
+    known = presets(unet)
+    names = ["style" if "style" in (*known, *file.presets) else "all" for file in files]
+    if "all" in names:
+        logger.warning(
+            "All attention blocks see the reference, as in diffusers: which of this UNet's blocks carry style is not "
+            "known. `target_blocks` names some; `attention_blocks(pipe.unet)` lists them."
+        )
+    return names
 
 
 def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:

@@ -19,6 +19,7 @@ from .adapter import AdapterState, adapter_state, component, resolve_each
 from .blocks import Scale, check_number, times
 from .content import check_content
 from .nesting import as_list, flatten, fold, nesting, spread, tree
+from .private import execution_device
 from .processors import bare_unet, first_linear
 
 
@@ -338,7 +339,7 @@ def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, 
     call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
-        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, pipe._execution_device, 1, True)
+        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)
     finally:
         pipe._instantstyle_call = before
         pipe.maybe_free_model_hooks()

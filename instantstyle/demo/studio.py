@@ -15,6 +15,7 @@ from diffusers.utils import load_image
 from PIL import Image, ImageOps
 
 from instantstyle import generate, models
+from instantstyle.core import adapter_state, attention_blocks, presets, resolve_target_blocks
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.preview import previews
 from instantstyle.demo.settings import CONTENT, EVERYTHING, STYLE_FILE, Reference, Settings
@@ -22,7 +23,6 @@ from instantstyle.generate import Picture
 from instantstyle.reading import changed
 from instantstyle.sharing import sibling
 from instantstyle.style import Style
-from pipeline_instantstyle import adapter_state, attention_blocks, presets, resolve_target_blocks
 
 
 PRESETS = ("style", "layout", "style+layout", "all")
