@@ -117,13 +117,13 @@ def test_a_comparison_is_of_the_host_the_plain_adapter_and_the_settings(studio):
 def test_other_blocks_and_scales_load_nothing(studio, monkeypatch):
     for loader in (session, "load"), (pipeline_instantstyle.AdapterFile, "read"):
         monkeypatch.setattr(*loader, lambda *_: pytest.fail("something was loaded"))
-    parts = {id(module) for module in studio.pipe._modules().values()}
+    parts = {id(module) for module in pipeline_instantstyle.modules(studio.pipe).values()}
     pictures = [
         painted(studio, asked(target_blocks=((name, scale),)))
         for name, scale in (("style", 1.0), ("layout", 1.0), ("all", 0.5), ("up_blocks.0", 1.0))
     ]
     assert all(differ(one, other) for n, one in enumerate(pictures) for other in pictures[:n])
-    assert {id(module) for module in studio.pipe._modules().values()} == parts
+    assert {id(module) for module in pipeline_instantstyle.modules(studio.pipe).values()} == parts
 
 
 def test_pipelines_share_their_parts_and_a_controlnet_runs_only_with_a_picture(studio):

@@ -8,7 +8,6 @@ while it runs and is as before in between. So there is nothing to undo at the en
 from __future__ import annotations
 
 import copy
-import inspect
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,18 +26,20 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipeline_instantstyle import (
     AdapterState,
+    Call,
     Scale,
     StableDiffusionXLInstantStylePipeline,
-    _attention,
-    _Call,
-    _check_style_scale,
-    _ip_processor,
-    _package,
-    _resolve_each,
     adapter_state,
+    attention,
     bare_unet,
+    check_style_scale,
     fetch,
     ip_processors,
+    make_processor,
+    package,
+    plan_call,
+    plugin_file,
+    resolve_each,
     scales_at,
 )
 
@@ -112,7 +113,7 @@ class DressedUNet:
 
     def __init__(self, unet: Any, processors: Mapping[str, Any], projection: tuple[Any, str | None], prompts: int = 1):
         self._unet, self._bare = unet, getattr(unet, "_orig_mod", unet)
-        self._processors = [(_attention(self._bare, layer), processor) for layer, processor in processors.items()]
+        self._processors = [(attention(self._bare, layer), processor) for layer, processor in processors.items()]
         self._projection, self._prompts = projection, prompts
 
     @property  # type: ignore[misc]
@@ -137,7 +138,7 @@ class DressedUNet:
     @contextmanager
     def worn(self) -> Iterator[None]:
         """The UNet in its dress, for the length of the `with`."""
-        before = [(attention, attention.processor) for attention, _ in self._processors]
+        before = [(attn, attn.processor) for attn, _ in self._processors]
         projection = (self._bare.encoder_hid_proj, getattr(self._bare.config, "encoder_hid_dim_type", None))
         try:
             self._put(self._processors, self._projection)
@@ -146,8 +147,8 @@ class DressedUNet:
             self._put(before, projection)
 
     def _put(self, processors: Sequence[tuple[Any, Any]], projection: tuple[Any, str | None]) -> None:
-        for attention, processor in processors:
-            attention.set_processor(processor)
+        for attn, processor in processors:
+            attn.set_processor(processor)
         self._bare.encoder_hid_proj, self._bare.config.encoder_hid_dim_type = projection
 
 
@@ -164,7 +165,7 @@ def retargeted(
     for layer, old in loaded.items():
         pairs = enumerate(zip(old.to_k_ip, old.to_v_ip, strict=True))
         keys, values = zip(*(fetched.get((layer, i), pair) for i, pair in pairs), strict=True)
-        processors[layer] = new = _ip_processor(_attention(unet, layer), old.num_tokens, old)
+        processors[layer] = new = make_processor(attention(unet, layer), old.num_tokens, old)
         new.to_k_ip, new.to_v_ip = nn.ModuleList(keys), nn.ModuleList(values)
         new.scale = scales_at(layer, state, targets)
     return processors
@@ -228,7 +229,7 @@ class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
         unet, device = bare_unet(components), components._execution_device
         adapter, processors = _read_style(block, unet, device)
         arguments, ours = ({name: block[name] for name in names} for names in (OF_THE_HOST, OURS))
-        call, targets = pipe._plan_call(arguments, adapter, **ours)
+        call, targets = plan_call(pipe, arguments, adapter, **ours)
         if not call.referenced:
             return _without_reference(components, block, adapter, device), state
         if targets is not None:
@@ -259,10 +260,10 @@ class InstantStyleWithoutImageStep(InstantStyleReferenceStep):
 
 def _read_style(block: Any, unet: Any, device: torch.device) -> tuple[Any, dict[str, Any] | None]:
     """The style as adapter and processors, or the adapter that is loaded."""
-    _check_style_scale(block.style, block.style_scale)
+    check_style_scale(block.style, block.style_scale)
     if block.style is None:
         return adapter_state(unet), None
-    return _package("applying", "`style`").dress(unet, block.style, block.style_scale, "style_scale", device)
+    return package("applying", "`style`").dress(unet, block.style, block.style_scale, "style_scale", device)
 
 
 def _without_reference(components: Any, block: Any, adapter: AdapterState | None, device: torch.device) -> Any:
@@ -272,13 +273,13 @@ def _without_reference(components: Any, block: Any, adapter: AdapterState | None
     if block.ip_adapter_embeds is None:
         return _with_unet(components, DressedUNet(components.unet, adapter.plain, adapter.hid_proj))
     unet = bare_unet(components)
-    processors = retargeted(unet, adapter, _resolve_each(block.target_blocks, unet, adapter), device)
+    processors = retargeted(unet, adapter, resolve_each(block.target_blocks, unet, adapter), device)
     prompts = len(block.ip_adapter_embeds[0])
     dressed = DressedUNet(components.unet, processors, (adapter.projection, "ip_image_proj"), prompts)
     return _with_unet(components, dressed)
 
 
-def _embed(pipe: Any, call: _Call, device: torch.device) -> list[torch.Tensor]:
+def _embed(pipe: Any, call: Call, device: torch.device) -> list[torch.Tensor]:
     # With the unconditional rows: which steps the guider will want them for is not known before it is there.
     pipe._instantstyle_call = call
     return pipe.prepare_ip_adapter_image_embeds(None, call.embeds, device, call.prompts, True)
@@ -299,8 +300,8 @@ class _SavedWithCode(ModularPipelineBlocks):
         """Write `modular_config.json`, and beside it the code that its class entry names."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        plugin, code = Path(inspect.getfile(StableDiffusionXLInstantStylePipeline)), Path(__file__).read_text("utf-8")
-        shutil.copyfile(plugin, folder / "pipeline_instantstyle.py")
+        shutil.copyfile(plugin_file(), folder / "pipeline_instantstyle.py")
+        code = Path(__file__).read_text("utf-8")
         code = code.replace("\nfrom pipeline_instantstyle ", "\nfrom .pipeline_instantstyle ")
         (folder / "modular_instantstyle.py").write_text(code, "utf-8")
         # Not the host's entry, which names this module: files of one basename share a module in one process.

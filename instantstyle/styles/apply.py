@@ -19,14 +19,14 @@ from instantstyle.styles.style import Style
 from pipeline_instantstyle import (
     AdapterState,
     MutedProjection,
-    _attention,
-    _check_number,
-    _ip_processor,
     adapter_state,
     attach,
+    attention,
     bare_unet,
+    check_number,
     detach,
     lifted,
+    make_processor,
     text_layers,
     with_instantstyle,
 )
@@ -170,13 +170,13 @@ def _arrange_row(row: Any, scale: Any, name: str) -> list[tuple[Style, float]]:
             )
     for number in scales:
         expected = "a number, or numbers nested as `style`: a list for a list, a tuple for a tuple"
-        _check_number(number, f"`{name}`", expected)
+        check_number(number, f"`{name}`", expected)
     return [(one, float(number)) for one, number in zip(styles, scales, strict=True)]
 
 
 def check_fit(styles: Collection[Style], unet: Any) -> None:
     """Raise ValueError where a style was made for another family, or for layers that the UNet does not have."""
-    layers = {layer: _attention(unet, layer) for layer in text_layers(unet)}
+    layers = {layer: attention(unet, layer) for layer in text_layers(unet)}
     family, text_width = style_family_of(unet), next(iter(layers.values())).cross_attention_dim
     remedy = "Encode the reference with a pipeline of this family."
     for style in styles:
@@ -215,8 +215,8 @@ def build(unet: Any, tables: list[Any], device: torch.device) -> tuple[AdapterSt
     """The state and the processors that look tables up, for `attach`."""
     processors, dtype = {}, unet.dtype  # it walks all modules
     for layer in text_layers(unet):
-        attn = _attention(unet, layer)
-        processors[layer] = processor = _ip_processor(attn, [1] * len(tables), attn.processor)
+        attn = attention(unet, layer)
+        processors[layer] = processor = make_processor(attn, [1] * len(tables), attn.processor)
         processor.scale = [float(layer in table) for table in tables]
         pairs = [[Lookup(part.to(device, dtype)) for part in table.get(layer, ())] for table in tables]
         muted = [MutedProjection(layer), MutedProjection(layer)]

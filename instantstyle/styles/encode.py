@@ -18,14 +18,20 @@ from instantstyle.styles.style import Style, shares
 from instantstyle.version import versions
 from pipeline_instantstyle import (
     AdapterState,
-    _attention,
-    _resolve_each,
-    _times,
-    _upright,
     adapter_state,
+    adapter_to_change,
+    attention,
+    bare_unet,
+    component,
+    embed_reference,
     fetch,
     ip_processors,
+    offloading_suspended,
+    read_call,
+    resolve_each,
     text_layers,
+    times,
+    upright,
 )
 
 
@@ -41,19 +47,19 @@ def encode(
     weights: Sequence[float] | None,
 ) -> Style:
     """Encode a reference: see `InstantStyleMixin.encode_style`."""
-    unet = pipe._bare_unet
+    unet = bare_unet(pipe)
     state, pictures = _one_adapter(unet), _pictures(image)
     contents = _one_each(neg_content_prompt, len(pictures))
     parts = shares(weights, len(pictures), "`image`")
     scales = scales_for(unet, state, target_blocks)
-    if pipe._component("image_encoder") is None:
+    if component(pipe, "image_encoder") is None:
         raise ValueError("`image` needs an image encoder, but the pipeline has none. `load_ip_adapter` brings one.")
     pixels = [pipe.feature_extractor(one, return_tensors="pt").pixel_values for one in pictures]
-    amount = {"neg_content_scale": neg_content_scale}
+    amount: dict[str, Any] = {"neg_content_scale": neg_content_scale}
     for one, text in zip(pixels, contents, strict=True):  # all of them before the first is encoded
-        pipe._read_call({"ip_adapter_image": [one]}, state, neg_content_prompt=text, **amount)
+        read_call(pipe, {"ip_adapter_image": [one]}, state, neg_content_prompt=text, **amount)
     layers = projections(unet, state, scales)
-    with pipe._offloading_suspended():
+    with offloading_suspended(pipe):
         adapter, encoder = fingerprint(state.projection, *layers.values()), fingerprint(pipe.image_encoder)
         weights_now = fingerprint(pipe.image_encoder, exact=True)
     strength = neg_content_scale if isinstance(neg_content_scale, str) else float(neg_content_scale)
@@ -69,7 +75,7 @@ def encode(
         versions=versions(),
     )
     every = [
-        pipe._embed_reference(text, **amount, ip_adapter_image_embeds=[embed_picture(pipe, one, weights_now)])
+        embed_reference(pipe, text, **amount, ip_adapter_image_embeds=[embed_picture(pipe, one, weights_now)])
         for one, text in zip(pixels, contents, strict=True)
     ]
     conditional = torch.stack([part * embeds[1:].float() for embeds, part in zip(every, parts, strict=True)]).sum(0)
@@ -78,7 +84,7 @@ def encode(
 
 
 def _pictures(image: Any) -> list[Any]:
-    pictures = [_upright(_check_picture(one), depth=0) for one in (image if isinstance(image, list) else [image])]
+    pictures = [upright(_check_picture(one), depth=0) for one in (image if isinstance(image, list) else [image])]
     if not pictures:
         raise ValueError("`image` is an empty list. Pass a picture, or several.")
     return pictures
@@ -129,8 +135,8 @@ def scales_for(unet: Any, state: AdapterState, target_blocks: Any) -> dict[str, 
     if target_blocks is None:
         scales = {layer: processor.scale[0] for layer, processor in ip_processors(unet).items()}
     else:
-        (targets,) = _resolve_each(target_blocks, unet, state)
-        scales = {layer: _times(weight, state.scales[0]) for layer, weight in targets.items()}
+        (targets,) = resolve_each(target_blocks, unet, state)
+        scales = {layer: times(weight, state.scales[0]) for layer, weight in targets.items()}
     if any(isinstance(scale, list) for scale in scales.values()):
         raise ValueError("`target_blocks` must have one scale per block, not one per masked picture: a style is one.")
     chosen = {layer: float(scale) for layer, scale in scales.items() if scale}
@@ -155,11 +161,11 @@ def embed_picture(pipe: Any, pixels: torch.Tensor, encoder: str) -> torch.Tensor
         pixels: The picture as the image encoder sees it, shape `(1, 3, height, width)`.
         encoder: Exact fingerprint of the image encoder.
     """
-    projection = type(_one_adapter(pipe._bare_unet).projection.image_projection_layers[0]).__name__
+    projection = type(_one_adapter(bare_unet(pipe)).projection.image_projection_layers[0]).__name__
     how = f"{encoder} {projection} {pipe._execution_device} {pipe.image_encoder.dtype} {tuple(pixels.shape)}"
     key = hashlib.sha256(how.encode() + pixels.numpy().tobytes()).hexdigest()
     if key not in _remembered:
-        _remembered[key] = pipe._embed_reference(None, 1.0, ip_adapter_image=[pixels]).cpu()
+        _remembered[key] = embed_reference(pipe, None, 1.0, ip_adapter_image=[pixels]).cpu()
     _remembered.move_to_end(key)
     while len(_remembered) > REMEMBERED:
         _remembered.popitem(last=False)
@@ -195,10 +201,10 @@ def bake(pipe: Any, embeds: torch.Tensor, layers: Mapping[str, nn.ModuleList]) -
         embeds: Image embeddings of shape `(2, d)` or `(2, patches, d)`, row 0 unconditional.
         layers: What `projections` gives.
     """
-    unet = pipe._bare_unet
+    unet = bare_unet(pipe)
     projection = _one_adapter(unet).projection
     tensors = {"embeds": embeds.cpu().clone()} if embeds.ndim == 2 else {}
-    with pipe._offloading_suspended():
+    with offloading_suspended(pipe):
         device = next(projection.parameters()).device
         (tokens,) = projection([embeds[:, None].to(device, unet.dtype)])
         for layer, pair in layers.items():
@@ -215,16 +221,16 @@ def bake_again(pipe: Any, recipe: Provenance, embeds: torch.Tensor) -> Style:
         ValueError: The adapter on it is not the one that the recipe names.
         RuntimeError: A style is applied to it.
     """
-    if not hasattr(pipe, "_adapter_to_change"):
+    if not hasattr(pipe, "_instantstyle_host"):
         raise TypeError(
             "`pipe` must be an InstantStyle pipeline with the adapter that encoded the styles, but is a "
             f"{type(pipe).__name__}. `with_instantstyle` makes its class one."
         )
-    pipe._adapter_to_change()
-    unet = pipe._bare_unet
+    adapter_to_change(pipe)
+    unet = bare_unet(pipe)
     state = _one_adapter(unet)
     layers = projections(unet, state, recipe.scales)
-    with pipe._offloading_suspended():
+    with offloading_suspended(pipe):
         found = fingerprint(state.projection, *layers.values())
     if found != recipe.adapter:
         raise ValueError(
@@ -236,7 +242,7 @@ def bake_again(pipe: Any, recipe: Provenance, embeds: torch.Tensor) -> Style:
 
 def text_width_of(unet: Any) -> int:
     """Width of the text embeddings that the cross-attentions take."""
-    return _attention(unet, text_layers(unet)[0]).cross_attention_dim
+    return attention(unet, text_layers(unet)[0]).cross_attention_dim
 
 
 def dtype_of(unet: Any) -> str:
