@@ -32,7 +32,8 @@ from test_fast import LAYERS, kohya
 
 import instantstyle
 import pipeline_instantstyle
-from instantstyle import cli, tiny
+from instantstyle import tiny
+from instantstyle.commands import cli
 from instantstyle.core import attention_blocks, presets, resolve_target_blocks, text_layers
 
 
