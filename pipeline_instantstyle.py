@@ -268,6 +268,19 @@ def execution_device(pipe: Any) -> torch.device:
     return getattr(pipe, "_execution_device", None) or pipe.device
 
 
+def offload_device(pipe: Any) -> Any:
+    """The device that accelerate's hooks on a pipeline's modules move them to, or None where there are none."""
+    if not any(hasattr(module, "_hf_hook") for module in pipe.components.values()):
+        return None
+    # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
+    return getattr(pipe, "_offload_device", execution_device(pipe))
+
+
+def workflows(blocks: Any) -> dict[str, dict[str, bool]]:
+    """The workflows that modular blocks of the host name, with what triggers them; none where they do not tell."""
+    return dict(getattr(blocks, "_workflow_map", None) or {})
+
+
 def expand_scales(unet: Any, scales: Mapping[str, Any]) -> dict[str, Any]:
     """How the host reads a dict in `set_ip_adapter_scale`: block -> scale, 0 for those that it does not name."""
     feature = "A dict in `set_ip_adapter_scale`"
@@ -566,7 +579,7 @@ class AdapterState:
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
-    # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
+    # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -691,7 +704,7 @@ def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
 
 
 @contextmanager
-def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
+def detached(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
     """The UNet without its adapter, for the length of the `with`."""
     state = adapter_state(unet)
     if state is None:
@@ -702,6 +715,51 @@ def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
         yield state, processors
     finally:
         attach(unet, state, processors)
+
+
+@contextmanager
+def attached(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Iterator[None]:
+    """The UNet with an adapter in place of the one that it has, for the length of the `with`."""
+    with ExitStack() as stack:
+        if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
+            stack.callback(vars(unet).pop, "_instantstyle", None)
+        stack.enter_context(detached(unet))
+        stack.callback(detach, unet, state)
+        attach(unet, state, processors)
+        yield
+
+
+def style_adapter(
+    unet: Any, style: Any, scale: Any, device: torch.device, name: str = "style_scale"
+) -> tuple[AdapterState, dict[str, Any]]:
+    """What stands in for an adapter where a call has a `style`, for `attached`. Nothing is changed.
+
+    Styles are not known here: each brings the code for this, as a method `build_adapter` of the same arguments.
+
+    Args:
+        unet: the UNet.
+        style: a style, a tuple of them, or a list with one of these for each prompt.
+        scale: a number for all, or numbers nested as `style`.
+        device: where it is to run.
+        name: the argument that gave the scale, for errors.
+
+    Raises:
+        ValueError, TypeError: it is no style, or does not fit the UNet.
+        RuntimeError: a style is applied to the UNet already.
+    """
+    before = adapter_state(unet)
+    if before is not None and before.standing is not None:
+        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
+    styles = flatten(style)
+    if not styles:
+        raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
+    build = next((one.build_adapter for one in styles if hasattr(one, "build_adapter")), None)
+    if build is None:
+        raise TypeError(
+            "`style` must be a Style, a tuple of them, or a list with one of these for each prompt, but is "
+            f"{style!r:.80}. `Style.load(path)` reads one."
+        )
+    return build(unet, style, scale, device, name)
 
 
 def fetch(
@@ -1027,10 +1085,7 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
-    before, device = modules(pipe), None
-    if any(hasattr(module, "_hf_hook") for module in before.values()):
-        # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
-        device = getattr(pipe, "_offload_device", execution_device(pipe))
+    before, device = modules(pipe), offload_device(pipe)
     by_model, sequential, by_group = disable_offloading(pipe)
     put = group_offloading(bare_unet(pipe)) if by_group else None
     try:
@@ -1352,16 +1407,6 @@ def check_style_scale(style: Any, scale: Any) -> None:
         raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
 
 
-def package(module: str, what: str) -> Any:
-    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
-    try:
-        return importlib.import_module(f"instantstyle.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "instantstyle":
-            raise
-        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
-
-
 @torch.no_grad()
 def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
@@ -1515,7 +1560,8 @@ class InstantStyleMixin(_Host):
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
-                stack.enter_context(package("applying", "`style`").worn(self, style, style_scale))
+                built = style_adapter(unet, style, style_scale, execution_device(self))
+                stack.enter_context(attached(unet, *built))
             state = adapter_state(unet)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
@@ -1593,11 +1639,12 @@ class InstantStyleMixin(_Host):
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
             RuntimeError: a style is applied to the UNet.
-            ImportError: this file is used without its package.
+            ImportError: the package is not there, or `instantstyle.styles` is not imported.
         """
-        encode = package("baking", "`encode_style`").encode
-        adapter_to_change(self)
-        return encode(self, image, neg_content_prompt, neg_content_scale, target_blocks, weights)
+        raise ImportError(  # where it is, this method is the function named here
+            "`encode_style` needs the package that this file is from: `pip install instantstyle`. Then "
+            "`instantstyle.styles.encode(pipe, picture)` makes a style."
+        )
 
     def unload_image_encoder(self) -> None:
         """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
@@ -1806,14 +1853,14 @@ class InstantStyleMixin(_Host):
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Callable | None = None) -> None:
         """Switch xformers on or off as the host does. The adapter follows."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = bare_unet(pipeline)
-        with lifted(source) as adapter:
+        with detached(source) as adapter:
             new = super().from_pipe(pipeline, **kwargs)
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
@@ -1827,7 +1874,7 @@ class InstantStyleMixin(_Host):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as the host does, with the code that loads the folder again, without adapter and content encoder."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

@@ -60,6 +60,7 @@ def __getattr__(name: str) -> Any:
     # Imported when first asked for: the command line answers `--help` without waiting for diffusers.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    ours = ("pipelines.variants", "styles.style", "styles.apply", "pipelines.hidiffusion")
-    homes = ("pipeline_instantstyle", *(f"instantstyle.{home}" for home in ours))
-    return next(getattr(module, name) for module in map(import_module, homes) if hasattr(module, name))
+    # The encoder first: it gives the variants `encode_style`.
+    homes = ("styles.encoder", "core", "styles.apply", "pipelines.variants", "pipelines.hidiffusion")
+    modules = (import_module(f"{__name__}.{home}") for home in homes)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .blocks import Scale, presets, resolve_target_blocks, text_layers, times
 from .checkpoint import AdapterFile
+from .nesting import flatten
 from .private import image_projection
 from .processors import (
     MutedProjection,
@@ -48,7 +49,7 @@ class AdapterState:
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
-    # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
+    # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
 
 
 @contextmanager
-def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
+def detached(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
     """The UNet without its adapter, for the length of the `with`."""
     state = adapter_state(unet)
     if state is None:
@@ -184,6 +185,51 @@ def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
         yield state, processors
     finally:
         attach(unet, state, processors)
+
+
+@contextmanager
+def attached(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Iterator[None]:
+    """The UNet with an adapter in place of the one that it has, for the length of the `with`."""
+    with ExitStack() as stack:
+        if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
+            stack.callback(vars(unet).pop, "_instantstyle", None)
+        stack.enter_context(detached(unet))
+        stack.callback(detach, unet, state)
+        attach(unet, state, processors)
+        yield
+
+
+def style_adapter(
+    unet: Any, style: Any, scale: Any, device: torch.device, name: str = "style_scale"
+) -> tuple[AdapterState, dict[str, Any]]:
+    """What stands in for an adapter where a call has a `style`, for `attached`. Nothing is changed.
+
+    Styles are not known here: each brings the code for this, as a method `build_adapter` of the same arguments.
+
+    Args:
+        unet: the UNet.
+        style: a style, a tuple of them, or a list with one of these for each prompt.
+        scale: a number for all, or numbers nested as `style`.
+        device: where it is to run.
+        name: the argument that gave the scale, for errors.
+
+    Raises:
+        ValueError, TypeError: it is no style, or does not fit the UNet.
+        RuntimeError: a style is applied to the UNet already.
+    """
+    before = adapter_state(unet)
+    if before is not None and before.standing is not None:
+        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
+    styles = flatten(style)
+    if not styles:
+        raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
+    build = next((one.build_adapter for one in styles if hasattr(one, "build_adapter")), None)
+    if build is None:
+        raise TypeError(
+            "`style` must be a Style, a tuple of them, or a list with one of these for each prompt, but is "
+            f"{style!r:.80}. `Style.load(path)` reads one."
+        )
+    return build(unet, style, scale, device, name)
 
 
 def fetch(

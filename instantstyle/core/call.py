@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -320,16 +319,6 @@ def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
 def check_style_scale(style: Any, scale: Any) -> None:
     if style is None and scale != 1.0:
         raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
-
-
-def package(module: str, what: str) -> Any:
-    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
-    try:
-        return importlib.import_module(f"instantstyle.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "instantstyle":
-            raise
-        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
 
 
 @torch.no_grad()

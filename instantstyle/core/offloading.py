@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .private import disable_offloading, execution_device, group_offloading
+from .private import disable_offloading, group_offloading, offload_device
 from .processors import bare_unet
 
 
@@ -18,10 +18,7 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
-    before, device = modules(pipe), None
-    if any(hasattr(module, "_hf_hook") for module in before.values()):
-        # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
-        device = getattr(pipe, "_offload_device", execution_device(pipe))
+    before, device = modules(pipe), offload_device(pipe)
     by_model, sequential, by_group = disable_offloading(pipe)
     put = group_offloading(bare_unet(pipe)) if by_group else None
     try:

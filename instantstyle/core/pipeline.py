@@ -22,17 +22,19 @@ from .adapter import (
     adapter_to_change,
     apply_targets,
     attach,
+    attached,
     build_adapter,
     check_widths,
     component,
     default_targets,
     detach,
+    detached,
     drop_muted,
     fetch,
-    lifted,
     load_image_tower,
     placeholders,
     resolve_each,
+    style_adapter,
 )
 from .blocks import (
     Scale,
@@ -50,7 +52,6 @@ from .call import (
     cut_with_guidance,
     fit_rows,
     host_form,
-    package,
     plan_call,
     processors_kept,
     refuse_misspelt,
@@ -60,7 +61,7 @@ from .content import encode_content, read_content_encoder, remove_content
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
 from .nesting import as_list
 from .offloading import offloading_suspended
-from .private import expand_scales, face_loras
+from .private import execution_device, expand_scales, face_loras
 from .processors import bare_unet, ip_processors
 
 
@@ -138,7 +139,8 @@ class InstantStyleMixin(_Host):
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
-                stack.enter_context(package("applying", "`style`").worn(self, style, style_scale))
+                built = style_adapter(unet, style, style_scale, execution_device(self))
+                stack.enter_context(attached(unet, *built))
             state = adapter_state(unet)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
@@ -216,11 +218,12 @@ class InstantStyleMixin(_Host):
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
             RuntimeError: a style is applied to the UNet.
-            ImportError: this file is used without its package.
+            ImportError: the package is not there, or `instantstyle.styles` is not imported.
         """
-        encode = package("baking", "`encode_style`").encode
-        adapter_to_change(self)
-        return encode(self, image, neg_content_prompt, neg_content_scale, target_blocks, weights)
+        raise ImportError(  # where it is, this method is the function named here
+            "`encode_style` needs the package that this file is from: `pip install instantstyle`. Then "
+            "`instantstyle.styles.encode(pipe, picture)` makes a style."
+        )
 
     def unload_image_encoder(self) -> None:
         """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
@@ -429,14 +432,14 @@ class InstantStyleMixin(_Host):
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Callable | None = None) -> None:
         """Switch xformers on or off as the host does. The adapter follows."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = bare_unet(pipeline)
-        with lifted(source) as adapter:
+        with detached(source) as adapter:
             new = super().from_pipe(pipeline, **kwargs)
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
@@ -450,7 +453,7 @@ class InstantStyleMixin(_Host):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as the host does, with the code that loads the folder again, without adapter and content encoder."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

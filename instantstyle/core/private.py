@@ -32,6 +32,19 @@ def execution_device(pipe: Any) -> torch.device:
     return getattr(pipe, "_execution_device", None) or pipe.device
 
 
+def offload_device(pipe: Any) -> Any:
+    """The device that accelerate's hooks on a pipeline's modules move them to, or None where there are none."""
+    if not any(hasattr(module, "_hf_hook") for module in pipe.components.values()):
+        return None
+    # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
+    return getattr(pipe, "_offload_device", execution_device(pipe))
+
+
+def workflows(blocks: Any) -> dict[str, dict[str, bool]]:
+    """The workflows that modular blocks of the host name, with what triggers them; none where they do not tell."""
+    return dict(getattr(blocks, "_workflow_map", None) or {})
+
+
 def expand_scales(unet: Any, scales: Mapping[str, Any]) -> dict[str, Any]:
     """How the host reads a dict in `set_ip_adapter_scale`: block -> scale, 0 for those that it does not name."""
     feature = "A dict in `set_ip_adapter_scale`"

@@ -24,6 +24,7 @@ from instantstyle.inference.models import TINY
 from instantstyle.inference.request import variant_name
 from instantstyle.inference.session import sibling
 from instantstyle.inference.values import changed
+from instantstyle.styles.encoder import encode
 from instantstyle.styles.style import Style
 
 
@@ -248,7 +249,8 @@ class Studio:
         return tuple(self._encode(settings, [replace(one, weight=1.0)]) for one in settings.references)
 
     def _encode(self, settings: Settings, references: Sequence[Reference]) -> Style:
-        return self.pipe.encode_style(
+        return encode(
+            self.pipe,
             [reference.picture.image for reference in references],
             neg_content_prompt=settings.content,
             neg_content_scale=settings.content_scale,

@@ -186,6 +186,8 @@ def choose_scorer(options: argparse.Namespace, pipe: Any, model: Model, examples
 
 def describe(options: argparse.Namespace, pipe: Any, model: Model, adapter: Adapter, examples: Any) -> dict[str, Any]:
     """Write what decides the result: names and fingerprints, but no local path."""
+    from instantstyle.core import execution_device
+
     references, prompts = examples or (None, None)
     return {
         "versions": versions(),
@@ -199,7 +201,7 @@ def describe(options: argparse.Namespace, pipe: Any, model: Model, adapter: Adap
         "seed": options.seed,
         "steps": options.steps,
         "guidance": options.guidance,
-        "device": pipe._execution_device.type,
+        "device": execution_device(pipe).type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
 

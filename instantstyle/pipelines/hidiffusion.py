@@ -83,10 +83,12 @@ def load_library() -> Any:
     moved = "diffusers.pipelines.controlnet.multicontrolnet"
     with _also_as(moved, "diffusers.models.controlnets.multicontrolnet"):
         module: Any = importlib.import_module("hidiffusion.hidiffusion")
-    from diffusers.models.attention import _chunked_feed_forward
     from diffusers.utils.torch_utils import apply_freeu
 
-    module.apply_freeu, module._chunked_feed_forward = apply_freeu, _chunked_feed_forward
+    from instantstyle.core import private
+
+    module.apply_freeu = apply_freeu
+    module._chunked_feed_forward = private("diffusers.models.attention", "_chunked_feed_forward", "HiDiffusion")
     return module
 
 
