@@ -172,6 +172,9 @@ def embed_picture(pipe: Any, pixels: torch.Tensor, encoder: str) -> torch.Tensor
     return _remembered[key]
 
 
+# --- Keys and values -------------------------------------------------------------------------------------------------
+
+
 def projections(unet: Any, state: AdapterState, layers: Collection[str]) -> dict[str, nn.ModuleList]:
     """What makes keys and values of image tokens: layer -> (key, value) projection, in the order of the UNet.
 

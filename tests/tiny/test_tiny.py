@@ -24,7 +24,7 @@ from instantstyle.tiny.judges import Judges
 from pipeline_instantstyle import attention_blocks
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAYOUT = """
 controlnet/config.json controlnet/diffusion_pytorch_model.safetensors
 judges.safetensors
