@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import diffusers
@@ -89,8 +90,11 @@ VOCABULARY = _vocabulary()
 
 
 def _tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """Return a CLIP tokenizer that spells words letter by letter."""
-    return CLIPTokenizer(vocab=VOCABULARY, merges=[], pad_token=pad_token, model_max_length=77)
+    """Return a CLIP tokenizer that spells words letter by letter. All versions of transformers make one of files."""
+    with TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(VOCABULARY), encoding="utf-8")
+        Path(folder, "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token, model_max_length=77)
 
 
 def _text_config(width: int, projection_dim: int) -> CLIPTextConfig:
