@@ -46,7 +46,7 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
-from diffusers.utils import _get_model_file, load_image
+from diffusers.utils import _get_model_file, is_transformers_version, load_image
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -54,6 +54,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModelWithPro
 
 Scale = float | list[float]
 USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
+# What `from_pretrained` of transformers calls the dtype.
+DTYPE = "dtype" if is_transformers_version(">=", "4.56") else "torch_dtype"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
 
 
@@ -1321,7 +1323,9 @@ class InstantStyleMixin(_Host):
                     "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
                 )
             place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-            encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=self.dtype, **hub)
+            hub = hub | {"subfolder": place, DTYPE: self.dtype}
+            with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it loads them
+                encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
             towers["image_encoder"] = encoder
         if self._component("feature_extractor") is None:
             side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
@@ -1492,7 +1496,7 @@ class InstantStyleMixin(_Host):
         elif isinstance(source, (str, Path)):
             place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **_hub_arguments(kwargs))
-            kwargs = {"dtype": self._bare_unet.dtype} | kwargs | {"output_loading_info": True}
+            kwargs = {DTYPE: self._bare_unet.dtype} | kwargs | {"output_loading_info": True}
             with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
                 encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
             missing = set(info["missing_keys"])
