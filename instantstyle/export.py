@@ -65,6 +65,8 @@ def whole(folder: Path) -> Iterator[Path]:
         made = Path(scratch, "made")
         made.mkdir()
         yield made
+        if folder.exists():  # on Windows nothing takes the place of a folder
+            folder.rmdir()
         made.replace(folder)
 
 
