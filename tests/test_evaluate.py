@@ -20,7 +20,7 @@ from instantstyle.conditions import Condition
 from instantstyle.pairs import POOL, SPLITS, Pairs, make_seed, sample_pairs
 from instantstyle.tiny import judges, world
 from instantstyle.tiny.judges import Verdicts
-from instantstyle.tiny.train import data
+from training import data
 
 
 PIXEL_TOLERANCE = 1e-5

@@ -189,7 +189,7 @@ def test_style_blocks_bring_the_style_and_leave_the_content():
 def test_the_controlnet_heeds_its_picture(pipe):
     from diffusers import StableDiffusionXLControlNetPipeline
 
-    from instantstyle.tiny.train.controlnet import edges
+    from training.controlnet import edges
 
     controlnet = ControlNetModel.from_pretrained(tiny.path() / "controlnet")
     controlled = StableDiffusionXLControlNetPipeline.from_pretrained(tiny.path(), controlnet=controlnet)

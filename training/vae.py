@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from instantstyle.tiny import networks, world
-from instantstyle.tiny.train import loop
+from training import loop
 
 
 FIGURE_WEIGHT = 4.0  # the loss on the figure against that on the background, which is most of the picture and easy

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection
 
 from instantstyle.tiny import networks, world
-from instantstyle.tiny.train import loop
+from training import loop
 
 
 LAYOUT = {"line": world.LINE_WEIGHTS, "x": (18, 46), "y": (18, 46), "size": world.SIZES, "angle": world.ANGLES}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instantstyle.tiny import judges, world
-from instantstyle.tiny.train import loop
+from training import loop
 
 
 BLOBS = 1 / 6  # of a batch

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from instantstyle.tiny import networks, world
-from instantstyle.tiny.train import data, loop, unet
-from instantstyle.tiny.train.clip import normalise
+from training import data, loop, unet
+from training.clip import normalise
 
 
 WEIGHT_NAME = "ip-adapter_sdxl.safetensors"

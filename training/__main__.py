@@ -1,4 +1,4 @@
-"""`python -m instantstyle.tiny.train [STAGE ...]`: run the stages that are not done yet."""
+"""`python -m training [STAGE ...]`: run the stages that are not done yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from instantstyle.tiny.train.stages import STAGES, run
+from training.stages import STAGES, run
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the stages in their order."""
-    parser = argparse.ArgumentParser(prog="python -m instantstyle.tiny.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument(
         "stages", nargs="*", metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all, in order"
     )

@@ -1,4 +1,4 @@
-"""`python -m instantstyle.tiny.train.examine`: measure the autoencoder, the towers and the judges of a checkpoint."""
+"""`python -m training.examine`: measure the autoencoder, the towers and the judges of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 
 from instantstyle import tiny
 from instantstyle.tiny.judges import Judges
-from instantstyle.tiny.train import clip, judges, vae
+from training import clip, judges, vae
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and print what was measured, as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m instantstyle.tiny.train.examine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.examine", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=tiny.path(), help="its folder; default: the embedded one")
     options = parser.parse_args(arguments)
     print(json.dumps(examine(options.checkpoint), indent=2))

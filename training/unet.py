@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from instantstyle.tiny import networks, world
-from instantstyle.tiny.train import data, loop
-from instantstyle.tiny.train.clip import tokenise
-from instantstyle.tiny.train.muon import Muon
+from training import data, loop
+from training.clip import tokenise
+from training.muon import Muon
 
 
 class Captions:

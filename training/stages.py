@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from instantstyle.tiny.train import loop
+from training import loop
 
 
 STAGES = {
@@ -27,7 +27,7 @@ STAGES = {
 def load(name: str) -> type[loop.Stage]:
     """Import the class of a stage."""
     module, _, cls = STAGES[name].partition(":")
-    return getattr(importlib.import_module(f"instantstyle.tiny.train.{module}"), cls)
+    return getattr(importlib.import_module(f"training.{module}"), cls)
 
 
 def run(name: str, options: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ from transformers import CLIPVisionModelWithProjection
 from instantstyle.baking import fingerprint
 from instantstyle.files import atomically
 from instantstyle.tiny import world
-from instantstyle.tiny.train import loop
-from instantstyle.tiny.train.clip import normalise
+from training import loop
+from training.clip import normalise
 
 
 SHARDS = 16

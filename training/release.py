@@ -1,4 +1,4 @@
-"""`python -m instantstyle.tiny.train.release`: write the trained checkpoint into the package, in half precision."""
+"""`python -m training.release`: write the trained checkpoint into the package, in half precision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from instantstyle import tiny
+
 
 PARTS = (
     "model_index.json",
@@ -18,12 +20,12 @@ PARTS = (
     "controlnet/config.json",
     "judges.safetensors",
 )
-DEFAULT = Path(__file__).parents[1] / "weights"
+DEFAULT = tiny.path()
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and write the checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m instantstyle.tiny.train.release", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("tiny-training"), help="folder of the training")
     parser.add_argument("--output", type=Path, default=DEFAULT, help="folder to write the checkpoint to")
     options = parser.parse_args(arguments)
@@ -42,7 +44,7 @@ def release(checkpoint: Path, output: Path) -> None:
     """
     missing = [name for name in PARTS if not (checkpoint / name).is_file()]
     if missing:
-        raise SystemExit(f"--work: {checkpoint} has no {missing[0]}; run `python -m instantstyle.tiny.train` first.")
+        raise SystemExit(f"--work: {checkpoint} has no {missing[0]}; run `python -m training` first.")
     if output.exists() and any(output.iterdir()) and not (output / "model_index.json").is_file():
         raise SystemExit(f"--output: {output} holds something else than a checkpoint, and is left alone.")
     shutil.rmtree(output, ignore_errors=True)

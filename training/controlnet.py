@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline, UNet
 from torch import Tensor
 
 from instantstyle.tiny import networks, world
-from instantstyle.tiny.train import loop, unet
+from training import loop, unet
 
 
 class ControlNetStage(unet.LatentStage):
