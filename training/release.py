@@ -59,6 +59,16 @@ def release(checkpoint: Path, output: Path) -> None:
             write_json(json.loads(path.read_text(encoding="utf-8")), target)
         else:
             shutil.copyfile(path, target)
+        if path.name == "tokenizer.json":
+            split_tokenizer(target)
+
+
+def split_tokenizer(path: Path) -> None:
+    """Write a tokenizer's words and merges beside it, from which transformers 4 makes it."""
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    write_json(model["vocab"], path.with_name("vocab.json"))
+    merges = [" ".join(pair) for pair in model["merges"]]
+    path.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8", newline="\n")
 
 
 def halve(path: Path, target: Path) -> None:
