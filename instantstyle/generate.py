@@ -19,7 +19,7 @@ from instantstyle import fast, hires, models, recipe, upscale
 from instantstyle.console import calm
 from instantstyle.files import check_output
 from instantstyle.reading import PIXELS
-from instantstyle.version import versions
+from instantstyle.version import in_dtype, versions
 
 
 # Each of these says nothing without the other.
@@ -279,7 +279,7 @@ def load(options: argparse.Namespace, model: models.Model, adapter: models.Adapt
         parts["device_map"] = options.device_map
     from_source = variant.from_single_file if model.single_file else variant.from_pretrained
     with about("--model", model.label):
-        pipe = from_source(model.source, dtype=dtype, **parts)
+        pipe = from_source(model.source, **in_dtype(dtype), **parts)
     if options.fast is not None:
         with about("--fast", options.fast):
             fast.apply(pipe, fast.RECIPES[options.fast], weights)
@@ -389,7 +389,7 @@ def load_controlnet(text: str, dtype: Any) -> Any:
 
         source = str(tiny.path() / "controlnet")
     with about("--controlnet", text):
-        return ControlNetModel.from_pretrained(source, dtype=dtype)
+        return ControlNetModel.from_pretrained(source, **in_dtype(dtype))
 
 
 def target_blocks(options: argparse.Namespace) -> dict[str, float]:

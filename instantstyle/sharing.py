@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from instantstyle.console import hushed
+from instantstyle.version import in_dtype
 
 
 def sibling(pipe: Any, name: str, **parts: Any) -> Any:
@@ -18,6 +19,6 @@ def sibling(pipe: Any, name: str, **parts: Any) -> Any:
     import instantstyle
 
     with hushed():  # diffusers remarks on every cast, also to what is there
-        other = getattr(instantstyle, name).from_pipe(pipe, dtype=pipe.dtype, **parts)
+        other = getattr(instantstyle, name).from_pipe(pipe, **in_dtype(pipe.dtype), **parts)
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other

@@ -18,6 +18,9 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+
 
 NAME = r"(?P<repo>[^/]+/[^/]+)"
 INFO = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}(/revision/(?P<revision>[^/]+))?")
@@ -72,6 +75,13 @@ class Repository:
 def etag(content: bytes) -> str:
     """Return the hash under which git keeps the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def redirect(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Let huggingface_hub fetch files from this address; before 1.0 two of its modules had the Hub's."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from hosts import seeded
-from hub import serve
+from hub import redirect, serve
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -309,8 +309,7 @@ def test_the_published_file_is_fetched_from_the_hub(
     shutil.copy(lora["kohya"], folder / "sdxl_lightning_4step_lora.safetensors")
     pipe, local = make_variant(), make_variant()
     with serve({"ByteDance/SDXL-Lightning": folder}) as hub:
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        redirect(monkeypatch, hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         fast.apply(pipe, fast.RECIPES["lightning-4"])
         with pytest.raises(OSError, match="sdxl_lightning_2step_lora.safetensors cannot be fetched"):

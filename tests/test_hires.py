@@ -38,6 +38,7 @@ from safetensors.torch import save_file
 
 import instantstyle
 from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe, with_instantstyle
+from instantstyle.version import in_dtype
 
 
 ROOT = Path(__file__).parents[1]
@@ -331,7 +332,7 @@ def test_a_pipeline_that_shares_the_unet_is_refused_until_it_is_enabled() -> Non
     pipe, alone = (build("StableDiffusionXLInstantStylePipeline") for _ in range(2))
     short = {"num_inference_steps": 2}
     small = paint(pipe, **short)
-    other = type(pipe).from_pipe(pipe, dtype=torch.float32)
+    other = type(pipe).from_pipe(pipe, **in_dtype(torch.float32))
     own = type(pipe.scheduler).from_config(pipe.scheduler.config)
     enable_hidiffusion(pipe)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, DiffusionPipeline
 from hosts import HOSTS, OTHER_HOSTS, SIDE, make, picture, write_adapter, write_checkpoint
-from hub import TOKEN, Hub, serve
+from hub import TOKEN, Hub, redirect, serve
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_examples import examples
@@ -70,8 +70,7 @@ def connected(room: Path, folders: Mapping[str, Path]) -> Iterator[Hub]:
     with serve(folders, room) as hub, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        redirect(patch, hub.url)
         patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(room / "cache"))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)

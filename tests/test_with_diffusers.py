@@ -24,6 +24,7 @@ from diffusers import (
     LCMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.hooks import apply_group_offloading
 from hosts import (
     CLIP_WIDTH,
     HOSTS,
@@ -44,6 +45,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from instantstyle import with_instantstyle
+from instantstyle.version import in_dtype
 
 
 Adapters = dict[str, tuple[str, str, str]]
@@ -346,8 +348,13 @@ def sequential_offloading_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def by_group(pipe: DiffusionPipeline, **settings: Any) -> None:
-    """Offload groups of layers, from the CPU to the CPU."""
-    pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, **settings)
+    """Offload groups of layers, from the CPU to the CPU; before diffusers 0.36 pipelines left that to their parts."""
+    if hasattr(pipe, "enable_group_offload"):
+        pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, **settings)
+        return
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            apply_group_offloading(part, onload_device=CPU, offload_device=CPU, **settings)
 
 
 OFFLOADING: dict[str, Callable[[DiffusionPipeline], None]] = {
@@ -749,7 +756,7 @@ def sibling(host: Host, task: str) -> Host:
 
 SHARING: dict[str, Callable[[DiffusionPipeline, type[DiffusionPipeline]], DiffusionPipeline]] = {
     "components": lambda pipe, cls: cls(**pipe.components),
-    "from_pipe": lambda pipe, cls: cls.from_pipe(pipe, dtype=pipe.dtype),
+    "from_pipe": lambda pipe, cls: cls.from_pipe(pipe, **in_dtype(pipe.dtype)),
 }
 
 
@@ -783,12 +790,12 @@ def test_a_host_becomes_a_variant_and_a_host_again(host: Host, bare: Pair, adapt
     """`from_pipe` goes both ways, with the adapter that the host had or gets."""
     bare.stock.load_ip_adapter(*adapters[host.family])
     painted = paint(bare, bare.stock)
-    variant = variant_class(host).from_pipe(bare.stock, dtype=torch.float32)
+    variant = variant_class(host).from_pipe(bare.stock, **in_dtype(torch.float32))
     assert same(painted, paint(bare, variant))
     variant.set_target_blocks("style")
     styled = paint(bare, variant)
     assert differ(painted, styled)
-    again = host.cls.from_pipe(variant, dtype=torch.float32)
+    again = host.cls.from_pipe(variant, **in_dtype(torch.float32))
     assert same(styled, paint(bare, again))
 
 
@@ -799,7 +806,7 @@ def test_from_pipe_keeps_a_dtype_that_it_is_told(host: Host, bare: Pair, adapter
     bare.variant.to(torch.bfloat16)
     load(bare.variant, host, adapters)
     before = paint(bare)
-    new = variant_class(other).from_pipe(bare.variant, dtype=torch.bfloat16)
+    new = variant_class(other).from_pipe(bare.variant, **in_dtype(torch.bfloat16))
     assert {parameter.dtype for parameter in new.unet.parameters()} == {torch.bfloat16}
     assert same(before, paint(bare))
     assert differ(before, bare.paint(bare.variant))
@@ -814,7 +821,7 @@ def test_from_pipe_works_under_model_offloading(host: Host, bare: Pair, adapters
     load(alone, other, adapters)
     bare.variant.enable_model_cpu_offload(device="cpu")
     before, offloaded = paint(bare), hooks(bare.variant)
-    pair = Built(other, alone, variant_class(other).from_pipe(bare.variant, dtype=torch.float32))
+    pair = Built(other, alone, variant_class(other).from_pipe(bare.variant, **in_dtype(torch.float32)))
     for inputs in ({}, STAR, {"target_blocks": "layout"}):
         painted = paint(pair, **inputs)
         assert same(painted, paint(pair, alone, **inputs), TOLERANCE)
@@ -832,7 +839,7 @@ def test_a_controlnet_joins_by_from_pipe(host: Host, bare: Pair, adapters: Adapt
     alone = make(other, variant_class(other))
     load(alone, other, adapters)
     controlnet: ControlNetModel = alone.controlnet
-    joined = variant_class(other).from_pipe(bare.variant, controlnet=controlnet, dtype=torch.float32)
+    joined = variant_class(other).from_pipe(bare.variant, controlnet=controlnet, **in_dtype(torch.float32))
     pair = Built(other, alone, joined)
     painted = paint(pair, **STAR)
     assert same(painted, paint(pair, alone, **STAR), TOLERANCE)
@@ -970,13 +977,13 @@ def test_a_content_tower_of_the_users_is_back_home_after_a_failure(host: Host, b
     """It is on the device while it encodes only, and in its own dtype throughout."""
     bare.variant.load_ip_adapter(*adapters[host.family])
     encoder, tokenizer = content_encoder()
-    encoder.to(torch.float64)
+    encoder.to(torch.bfloat16)
     bare.variant.load_content_encoder((encoder, tokenizer))
     before = traces(bare.variant)
     with raising(encoder, at=1), pytest.raises(Interruption):
         paint(bare, **STAR)
     assert traces(bare.variant) == before
-    assert encoder.device == CPU and encoder.dtype == torch.float64
+    assert encoder.device == CPU and encoder.dtype == torch.bfloat16
     assert differ(paint(bare), paint(bare, **STAR))
 
 
