@@ -246,7 +246,7 @@ def test_the_file_stands_alone(
         assert all(refused(ModuleNotFoundError, import_module, name) for name in HIDDEN)
         if ASKS_FOR_TRUST:
             assert refused(ValueError, DiffusionPipeline.from_pretrained, MODEL, custom_pipeline=FILE)
-        how = {"custom_pipeline": FILE, "trust_remote_code": True}
+        how = {"custom_pipeline": FILE} | ({"trust_remote_code": True} if ASKS_FOR_TRUST else {})
         stock = StableDiffusionXLPipeline.from_pretrained(MODEL)
         ways = {
             "from_pretrained": DiffusionPipeline.from_pretrained(MODEL, **how),
