@@ -157,7 +157,7 @@ def meaning(error: BaseException) -> str:
             f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there, with "
             "HF_HUB_DISABLE_XET=1 not through Xet"
         )
-    response: Any = cause.response
+    response: Any = cause.response  # type: ignore[attr-defined]
     reason = getattr(response, "reason_phrase", None) or response.reason  # of httpx, and of requests before 1.0
     status, said = response.status_code, getattr(cause, "server_message", None) or reason
     return f"{MEANINGS[status]} (HTTP {status})." if status in MEANINGS else f"the Hub answers {status}: {said}."
