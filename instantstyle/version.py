@@ -8,10 +8,6 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-class TooOldError(ImportError, ValueError):
-    """A package is of a version that lacks what a feature needs."""
-
-
 def versions() -> dict[str, str]:
     """Name the versions of what paints."""
     import diffusers
@@ -31,24 +27,21 @@ def installed(package: str) -> tuple[int, int]:
 
 
 def require(package: str, least: tuple[int, int], what: str) -> None:
-    """Refuse what the installed version of a package cannot do.
+    """Refuse what an older version of a package cannot do.
 
     Args:
         package: The package.
         least: The first two numbers of the version that can.
-        what: The feature, as a plural or a name: the error's subject.
+        what: The feature, for the error.
 
     Raises:
-        TooOldError: The version is older.
+        ValueError: The installed one is older.
     """
     from importlib.metadata import version
 
     if installed(package) < least:
         wanted = ".".join(map(str, least))
-        raise TooOldError(
-            f"{what} needs {package} {wanted} or newer, and {version(package)} is installed: "
-            f'pip install "{package}>={wanted}"'
-        )
+        raise ValueError(f"{what} needs {package} {wanted} or newer, but {version(package)} is installed.")
 
 
 def in_dtype(dtype: Any) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from PIL import Image
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import instantstyle
-from instantstyle import cli, generate, grid, models, reading, recipe
-from instantstyle.batch import manifest, painter, processes
-from instantstyle.sheet import Sheet
+from instantstyle.commands import cli
+from instantstyle.commands.batch import manifest, painter, processes
+from instantstyle.inference import grid, models, recipe, request, session, values
+from instantstyle.inference.sheet import Sheet
 
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,7 @@ def every_kind(given: dict[str, str]) -> Table:
 
 def as_generate(row: dict[str, Any], out: Path) -> list[str]:
     """Say a row in the words of `generate`."""
-    options = [word for name, value in row.items() if name != "prompt" for word in (generate.option(name), str(value))]
+    options = [word for name, value in row.items() if name != "prompt" for word in (request.option(name), str(value))]
     return ["generate", row["prompt"], "--steps", "2", *options, "--device", "cpu", "-o", str(out)]
 
 
@@ -182,7 +183,7 @@ def test_a_column_is_an_option_of_generate_and_all_others_are_for_the_command_li
     (commands,) = (one for one in cli.build_parser()._actions if isinstance(one, argparse._SubParsersAction))
     actions = {name: {one.dest: one for one in commands.choices[name]._actions} for name in ("generate", "batch")}
     readers = {
-        name: reading.truth if one.const is True else one.type or str for name, one in actions["generate"].items()
+        name: values.truth if one.const is True else one.type or str for name, one in actions["generate"].items()
     }
     columns = manifest.COLUMNS
     for column in columns.keys() - {"prompt", "output"}:
@@ -199,7 +200,7 @@ def test_what_is_made_is_not_made_again(tmp_path, given, painted, capsys):
     assert cli.main(words(path)) == 0
     before = {one: one.stat().st_mtime_ns for one in (tmp_path / "out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "load", lambda *_: pytest.fail("the model was loaded"))
+        patch.setattr(session, "load", lambda *_: pytest.fail("the model was loaded"))
         assert cli.main(words(path)) == 0
     assert painted == [[0, 1, 2, 3]]
     assert {one: one.stat().st_mtime_ns for one in (tmp_path / "out").iterdir()} == before
@@ -264,7 +265,7 @@ Blank.__name__ = "StableDiffusionXLInstantStylePipeline"
 @pytest.fixture
 def blank(monkeypatch) -> None:
     """Load a pipeline that takes no time."""
-    monkeypatch.setattr(generate, "load", lambda *_: Blank())
+    monkeypatch.setattr(session, "load", lambda *_: Blank())
 
 
 def test_the_command_line_stands_in_where_a_row_says_nothing(tmp_path, given, blank):
@@ -317,7 +318,7 @@ def work(asked: list[str], log: Path, dies_at: int | None) -> None:
     """
     torch.set_num_threads(1)  # the other threads were not copied
     accelerate.PartialState._reset_state()
-    paint, keep = painter.Painter.paint, generate.keep
+    paint, keep = painter.Painter.paint, recipe.keep
 
     def noting(self, numbers):
         with log.open("a") as file:
@@ -329,7 +330,7 @@ def work(asked: list[str], log: Path, dies_at: int | None) -> None:
             picture.save = lambda scratch, **_: (Path(scratch).write_bytes(b"torn"), os.kill(os.getpid(), 9))
         keep(picture, path, *rest)
 
-    painter.Painter.paint, generate.keep = noting, dying
+    painter.Painter.paint, recipe.keep = noting, dying
     assert cli.main(asked) == 0
 
 
@@ -656,4 +657,4 @@ def test_what_cannot_be_spread_over_devices(options, message):
     given = {"device_map": "balanced", "device": None, "offload": "none", "controlnet": None, **options}
     model = models.Model("owner/name", "owner/name", "sdxl", options.get("single_file", False), {})
     with pytest.raises(ValueError, match=message):
-        generate.check_device_map(argparse.Namespace(**given), model)
+        request.check_device_map(argparse.Namespace(**given), model)

@@ -18,12 +18,12 @@ from browsers import chromium, missing
 from demos import REFERENCE, demo_options, served
 from PIL import Image
 
-from instantstyle import grid, recipe
 from instantstyle.demo.library import Library
 from instantstyle.demo.page import Page
 from instantstyle.demo.settings import Reference, Settings
 from instantstyle.demo.studio import METHODS, Studio
-from instantstyle.generate import open_picture
+from instantstyle.inference import grid, recipe
+from instantstyle.inference.inputs import open_picture
 
 
 pytest.importorskip("gradio", reason="the demo is made with Gradio")

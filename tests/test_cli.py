@@ -15,7 +15,9 @@ from hosts import content_encoder, write_adapter, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 
-from instantstyle import Style, cli, generate, models, recipe, tiny
+from instantstyle import Style, tiny
+from instantstyle.commands import cli, generate
+from instantstyle.inference import models, recipe, request, session
 from instantstyle.version import __version__
 
 
@@ -178,7 +180,7 @@ def words_of(found: dict) -> list[str]:
     words = [*found["prompts"]]
     for name in ("content", "negative", "steps", "guidance", "scale", "seed", "num_images", "dtype", "content_scale"):
         if found[name] is not None:
-            words += [generate.option(name), str(found[name])]
+            words += [request.option(name), str(found[name])]
     words += ["--size", "{}x{}".format(*found["size"])]
     return [*words, "--target-blocks", ",".join(f"{name}={scale}" for name, scale in found["target_blocks"].items())]
 
@@ -238,7 +240,7 @@ def test_a_style_file_is_in_float16_unless_told_otherwise(tmp_path, paint, style
 def test_a_style_of_another_family_is_refused_before_the_model_is_loaded(tmp_path, style_file, monkeypatch, capsys):
     (tmp_path / "model" / "unet").mkdir(parents=True)
     (tmp_path / "model" / "unet" / "config.json").write_text(json.dumps(SD15_UNET))
-    monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(session, "load", lambda *_: pytest.fail("it was loaded"))
     assert cli.main(["generate", "a heart", "--style", style_file, "--model", str(tmp_path / "model")]) == 2
     assert (
         "boats.safetensors is of the family sdxl, but --model model is of the family sd15" in capsys.readouterr().err
@@ -604,7 +606,7 @@ def test_version(capsys):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from instantstyle import cli\n"
+        "import sys; from instantstyle.commands import cli\n"
         "try: cli.main(['generate', '--help'])\n"
         "except SystemExit: print({'torch', 'diffusers', 'transformers', 'PIL', 'numpy'} & set(sys.modules))"
     )

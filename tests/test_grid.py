@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from instantstyle import cli, grid, recipe, sheet, tiny
-from instantstyle.sheet import Sheet
+from instantstyle import tiny
+from instantstyle.commands import cli
+from instantstyle.inference import grid, recipe, sheet
+from instantstyle.inference.sheet import Sheet
 from instantstyle.tiny import world
 
 

@@ -37,8 +37,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import instantstyle
-from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe, with_instantstyle
-from instantstyle.version import in_dtype
+from instantstyle import disable_hidiffusion, enable_hidiffusion, with_instantstyle
+from instantstyle.commands import cli
+from instantstyle.inference import recipe
+from instantstyle.pipelines import hidiffusion
 
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +99,7 @@ def reference(seed: int = 1) -> dict[str, Any]:
 def the_library_alone(pipe: Any, family: str = "sdxl") -> Iterator[Any]:
     """Apply the library itself to a stock pipeline, as its users do, with its random numbers drawn step by step."""
     pipe.register_to_config(_name_or_path=OFFICIAL[family])
-    hires.load_library().apply_hidiffusion(pipe)
+    hidiffusion.load_library().apply_hidiffusion(pipe)
     steps: list[int] = []
 
     def seed(*_: Any) -> None:
@@ -165,7 +167,8 @@ def controlled(name: str) -> Any:
 
 def test_with_a_controlnet_it_paints_as_the_librarys_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's old pipeline stops the ControlNet after 60 % of the steps, which the host does when told."""
-    monkeypatch.setattr(hires.load_library(), "USE_PEFT_BACKEND", False)  # it forgot to import what it calls then
+    library = hidiffusion.load_library()
+    monkeypatch.setattr(library, "USE_PEFT_BACKEND", False)  # it forgot to import what it calls then
     stock, variant = (controlled(f"StableDiffusionXL{kind}ControlNetPipeline") for kind in ("", "InstantStyle"))
     inputs = {"image": picture(103, (256, 256)), "num_inference_steps": 5, "controlnet_conditioning_scale": 0.8}
     enable_hidiffusion(variant)
@@ -267,7 +270,7 @@ def test_the_librarys_own_removal_leaves_traces() -> None:
     clean = trace(pipe)
     with the_library_alone(pipe):
         paint(pipe)
-    hires.load_library().remove_hidiffusion(pipe)
+    hidiffusion.load_library().remove_hidiffusion(pipe)
     found = trace(pipe)
     assert [name for name in clean if found[name][0] is not clean[name][0]] == []
     assert pipe.unet.num_upsamplers == 2 + 12
@@ -316,7 +319,7 @@ def test_a_picture_depends_on_its_seeds_alone() -> None:
     interrupt(pipe)
     with seeded(2):
         assert same(made, paint(pipe))
-    vars(pipe.unet)[hires.STATE].handles[0].remove()
+    vars(pipe.unet)[hidiffusion.STATE].handles[0].remove()
     with seeded(1):  # the library draws from the global random state,
         first = paint(pipe)
     with seeded(2):
@@ -332,7 +335,7 @@ def test_a_pipeline_that_shares_the_unet_is_refused_until_it_is_enabled() -> Non
     pipe, alone = (build("StableDiffusionXLInstantStylePipeline") for _ in range(2))
     short = {"num_inference_steps": 2}
     small = paint(pipe, **short)
-    other = type(pipe).from_pipe(pipe, **in_dtype(torch.float32))
+    other = type(pipe).from_pipe(pipe, dtype=torch.float32)
     own = type(pipe.scheduler).from_config(pipe.scheduler.config)
     enable_hidiffusion(pipe)
 
@@ -434,11 +437,11 @@ SD15_UNET = {
 )
 def test_the_library_has_a_table_for_the_unet_or_it_is_refused(unet: dict[str, Any], name: str | None) -> None:
     if name is not None:
-        assert hires.table(unet) == name
-        assert name in hires.load_library().supported_official_model
+        assert hidiffusion.table(unet) == name
+        assert name in hidiffusion.load_library().supported_official_model
     else:
         with pytest.raises(ValueError, match="HiDiffusion has tables for the UNets of SDXL and SD1.5, and none for"):
-            hires.table(unet)
+            hidiffusion.table(unet)
 
 
 def test_the_embedded_checkpoint_is_refused_and_stays_as_it_is(pipe: Any) -> None:

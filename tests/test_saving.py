@@ -18,7 +18,6 @@ from test_loading import PLUGIN, TOLERANCE, TWIN, Adapter, run
 
 import instantstyle
 from instantstyle import with_instantstyle
-from instantstyle.version import in_dtype
 
 
 OTHERS = ("stable_diffusion_xl_pag", "stable_diffusion_xl_adapter", "kolors", "animatediff", "latent_consistency")
@@ -319,6 +318,6 @@ def test_dtype_is_kept_when_given(adapters: Adapters) -> None:
     host = HOSTS["stable_diffusion_xl"]
     source = layout(host, adapters).to(torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float32):
-        told = {} if dtype is torch.float32 else in_dtype(dtype)
+        told = {} if dtype is torch.float32 else {"dtype": dtype}
         pipe = variant_of(HOSTS["stable_diffusion_xl_img2img"]).from_pipe(source, **told)
         assert {parameter.dtype for parameter in pipe.unet.parameters()} == {dtype}

@@ -756,7 +756,7 @@ def sibling(host: Host, task: str) -> Host:
 
 SHARING: dict[str, Callable[[DiffusionPipeline, type[DiffusionPipeline]], DiffusionPipeline]] = {
     "components": lambda pipe, cls: cls(**pipe.components),
-    "from_pipe": lambda pipe, cls: cls.from_pipe(pipe, **in_dtype(pipe.dtype)),
+    "from_pipe": lambda pipe, cls: cls.from_pipe(pipe, dtype=pipe.dtype),
 }
 
 
@@ -790,7 +790,7 @@ def test_a_host_becomes_a_variant_and_a_host_again(host: Host, bare: Pair, adapt
     """`from_pipe` goes both ways, with the adapter that the host had or gets."""
     bare.stock.load_ip_adapter(*adapters[host.family])
     painted = paint(bare, bare.stock)
-    variant = variant_class(host).from_pipe(bare.stock, **in_dtype(torch.float32))
+    variant = variant_class(host).from_pipe(bare.stock, dtype=torch.float32)
     assert same(painted, paint(bare, variant))
     variant.set_target_blocks("style")
     styled = paint(bare, variant)
@@ -806,7 +806,7 @@ def test_from_pipe_keeps_a_dtype_that_it_is_told(host: Host, bare: Pair, adapter
     bare.variant.to(torch.bfloat16)
     load(bare.variant, host, adapters)
     before = paint(bare)
-    new = variant_class(other).from_pipe(bare.variant, **in_dtype(torch.bfloat16))
+    new = variant_class(other).from_pipe(bare.variant, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in new.unet.parameters()} == {torch.bfloat16}
     assert same(before, paint(bare))
     assert differ(before, bare.paint(bare.variant))
@@ -821,7 +821,7 @@ def test_from_pipe_works_under_model_offloading(host: Host, bare: Pair, adapters
     load(alone, other, adapters)
     bare.variant.enable_model_cpu_offload(device="cpu")
     before, offloaded = paint(bare), hooks(bare.variant)
-    pair = Built(other, alone, variant_class(other).from_pipe(bare.variant, **in_dtype(torch.float32)))
+    pair = Built(other, alone, variant_class(other).from_pipe(bare.variant, dtype=torch.float32))
     for inputs in ({}, STAR, {"target_blocks": "layout"}):
         painted = paint(pair, **inputs)
         assert same(painted, paint(pair, alone, **inputs), TOLERANCE)
@@ -839,7 +839,7 @@ def test_a_controlnet_joins_by_from_pipe(host: Host, bare: Pair, adapters: Adapt
     alone = make(other, variant_class(other))
     load(alone, other, adapters)
     controlnet: ControlNetModel = alone.controlnet
-    joined = variant_class(other).from_pipe(bare.variant, controlnet=controlnet, **in_dtype(torch.float32))
+    joined = variant_class(other).from_pipe(bare.variant, controlnet=controlnet, dtype=torch.float32)
     pair = Built(other, alone, joined)
     painted = paint(pair, **STAR)
     assert same(painted, paint(pair, alone, **STAR), TOLERANCE)

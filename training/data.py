@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from instantstyle.baking import fingerprint
 from instantstyle.files import atomically
+from instantstyle.identity import fingerprint
 from instantstyle.tiny import world
 from training import loop
 from training.clip import normalise

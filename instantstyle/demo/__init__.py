@@ -7,8 +7,7 @@ import os
 import sys
 import threading
 
-from instantstyle.console import calm
-from instantstyle.extras import need
+from instantstyle.console import calm, need
 
 
 def run(options: argparse.Namespace) -> None:

@@ -19,17 +19,17 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from instantstyle import recipe
 from instantstyle.console import one_line
 from instantstyle.demo.flow import follow
 from instantstyle.demo.library import Library
 from instantstyle.demo.reading import missing, needed, open_recipe, read, read_recipe, read_settings
 from instantstyle.demo.settings import STYLE_FILE, Settings
 from instantstyle.demo.studio import OURS, Painting, Step, Studio
-from instantstyle.generate import load_style, open_picture
-from instantstyle.models import label_of
-from instantstyle.reading import targets as read_targets
-from instantstyle.show import describe
+from instantstyle.files import label_of
+from instantstyle.inference import recipe
+from instantstyle.inference.inputs import load_style, open_picture
+from instantstyle.inference.values import targets as read_targets
+from instantstyle.styles.describe import describe
 
 
 # The controls that may be empty; to `gradio_client` their parameters are optional.

@@ -11,12 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from instantstyle import grid
 from instantstyle.demo.actions import DAY, HOUR, RESTORED, Actions
 from instantstyle.demo.reading import REFERENCES
 from instantstyle.demo.settings import AMOUNT, CONTENT, STYLE_FILE
 from instantstyle.demo.studio import METHODS, Studio
-from instantstyle.reading import PIXELS
+from instantstyle.inference import grid
+from instantstyle.inference.grid import PROMPTS
+from instantstyle.inference.values import PIXELS
 
 
 MODES = {"style": "Style", "layout": "Layout", "style+layout": "Style and layout", "all": "Everything"}
@@ -127,7 +128,7 @@ class Page:
         There the style block alone brings nothing of what a reference shows, and leaving that out costs style.
         """
         examples = []
-        for reference, prompt in zip(grid.draw_references(DRAWN), cycle(grid.PROMPTS), strict=False):
+        for reference, prompt in zip(grid.draw_references(DRAWN), cycle(PROMPTS), strict=False):
             path = self.folder / f"{reference.source['drawn']['shape']}.png"
             reference.image.save(path)
             examples.append([str(path), prompt, ""])

@@ -13,10 +13,12 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from instantstyle import reading, recipe
-from instantstyle.blocks import targets
 from instantstyle.demo.settings import AMOUNT, Reference, Settings
-from instantstyle.generate import Picture, open_picture, option
+from instantstyle.inference import recipe
+from instantstyle.inference import values as reading
+from instantstyle.inference.inputs import Picture, open_picture
+from instantstyle.inference.request import option
+from instantstyle.inference.values import write_targets
 
 
 REFERENCES = ("", "_2", "_3")  # what the names of a reference's controls end in
@@ -145,7 +147,7 @@ def read_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
             "steps": int(found["steps"]),
         }
         if found["target_blocks"]:
-            values["target_blocks"] = targets(found["target_blocks"], ())
+            values["target_blocks"] = write_targets(found["target_blocks"], ())
         if found.get("control_image"):
             values["edges"] = bool(found.get("edges"))  # the command line takes the picture as it is
         known = {"strength": float, "controlnet_scale": float}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instantstyle.generate import Picture
+from instantstyle.inference.inputs import Picture
 
 
 Targets = tuple[tuple[str, float], ...]

@@ -14,14 +14,16 @@ from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.utils import load_image
 from PIL import Image, ImageOps
 
-from instantstyle import generate, models
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.preview import previews
 from instantstyle.demo.settings import CONTENT, EVERYTHING, STYLE_FILE, Reference, Settings
-from instantstyle.generate import Picture
-from instantstyle.reading import changed
-from instantstyle.sharing import sibling
-from instantstyle.style import Style
+from instantstyle.inference import calls, models, recipe, request, session
+from instantstyle.inference.inputs import Picture, load_style
+from instantstyle.inference.models import TINY
+from instantstyle.inference.request import variant_name
+from instantstyle.inference.session import sibling
+from instantstyle.inference.values import changed
+from instantstyle.styles.style import Style
 from pipeline_instantstyle import adapter_state, attention_blocks, presets, resolve_target_blocks
 
 
@@ -81,8 +83,8 @@ class Studio:
         self.options = options
         # On all blocks, so that another choice of them reads no file.
         alone = {"image": None, "mask": None, "controlnet": None, "target_blocks": list(EVERYTHING), "scale": 1.0}
-        self.pipe = generate.load(changed(options, **alone), self.model, self.adapter)
-        name = options.controlnet or (models.TINY if options.model == models.TINY else None)
+        self.pipe = session.load(changed(options, **alone), self.model, self.adapter)
+        name = options.controlnet or (TINY if options.model == TINY else None)
         self.controlnet_name, self.controlnet = name, self._load_controlnet(name) if name else None
         self.pipe.set_progress_bar_config(disable=True)
         self._pipelines = {type(self.pipe).__name__: self.pipe}
@@ -94,7 +96,7 @@ class Studio:
         self.presets = presets(unet) | state.files[0].presets
 
     def _load_controlnet(self, name: str) -> Any:
-        controlnet = generate.load_controlnet(name, self.pipe.dtype)
+        controlnet = session.load_controlnet(name, self.pipe.dtype)
         width, own = controlnet.config.cross_attention_dim, self.pipe.unet.config.cross_attention_dim
         if width != own:
             raise ValueError(
@@ -133,7 +135,7 @@ class Studio:
     def remarks(self, settings: Settings) -> list[str]:
         """What a user should know about these settings, though they are no mistake."""
         texts = [settings.prompt, settings.negative or "", settings.content or ""]
-        remarks = [generate.unknown_words(self.model, texts)]
+        remarks = [models.unknown_words(self.model, texts)]
         if settings.style and settings.content:
             remarks.append(f"{CONTENT}: nothing is removed from a style file; that is done when it is encoded.")
         return [remark for remark in remarks if remark]
@@ -156,10 +158,10 @@ class Studio:
         settings.check()
         self._check_control(settings)
         options = self._options(settings)
-        style, kept = generate.load_style(settings.style, STYLE_FILE) if settings.style else (None, None)
-        generate.check_family(options, style, self.model, STYLE_FILE)
+        style, kept = load_style(settings.style, STYLE_FILE) if settings.style else (None, None)
+        request.check_family(options, style, self.model, STYLE_FILE)
         if style is None:
-            generate.check_content_encoder(options, self.model, self.adapter, CONTENT)
+            request.check_content_encoder(options, self.model, self.adapter, CONTENT)
         with self._lock:
             if stop is not None and stop.is_set():
                 return []
@@ -167,7 +169,7 @@ class Studio:
             arguments = self._arguments(settings, options, pipe, style)
             images = pipe(**arguments, callback_on_step_end=follower(settings.preview, tell, stop)).images
             adapter = None if style else self.adapter
-            common = generate.describe(options, pictures(settings), pipe, self.model, adapter, kept, arguments)
+            common = recipe.describe(options, pictures(settings), pipe, self.model, adapter, kept, arguments)
         return [Painting(image, common | own(settings, index, image)) for index, image in enumerate(images)]
 
     def compare(
@@ -204,7 +206,7 @@ class Studio:
         if settings.style or settings.masked:
             came = "a style file, which is encoded already" if settings.style else "a reference with a mask"
             raise ValueError(f"Reference: a style is made of pictures alone, but there is {came}. Take it away.")
-        generate.check_content_encoder(self._options(settings), self.model, self.adapter, CONTENT)
+        request.check_content_encoder(self._options(settings), self.model, self.adapter, CONTENT)
         with self._lock:
             return self._encode(settings, settings.references).to(torch.float16)
 
@@ -222,10 +224,10 @@ class Studio:
 
     def _pipeline(self, options: argparse.Namespace) -> Any:
         """The pipeline for the pictures that were given, of the same parts as all others."""
-        name = generate.variant_name(options, self.model.family)
+        name = variant_name(options, self.model.family)
         if name not in self._pipelines:
             parts = {"controlnet": self.controlnet} if options.controlnet else {}
-            self._pipelines[name] = generate.place(sibling(self.pipe, name, **parts), self.options)
+            self._pipelines[name] = session.place(sibling(self.pipe, name, **parts), self.options)
         return self._pipelines[name]
 
     def _arguments(self, settings: Settings, options: argparse.Namespace, pipe: Any, style: Any) -> dict[str, Any]:
@@ -233,10 +235,10 @@ class Studio:
         given = fitted(settings)
         if settings.single:
             blocks = {name: weight * settings.scale for name, weight in settings.target_blocks}
-            return generate.call_arguments(options, pipe, given, None) | {"target_blocks": blocks}
+            return calls.call_arguments(options, pipe, given, None) | {"target_blocks": blocks}
         # What a style is without was removed when it was encoded.
         encoded = style or self._styles(settings)
-        arguments = generate.call_arguments(changed(options, content=None), pipe, given, encoded)
+        arguments = calls.call_arguments(changed(options, content=None), pipe, given, encoded)
         return arguments | (masking(settings) if settings.masked else {})
 
     def _styles(self, settings: Settings) -> Style | tuple[Style, ...]:

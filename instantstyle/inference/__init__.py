@@ -1,0 +1,1 @@
+"""Inference: from a request to pictures with their recipes."""
