@@ -140,6 +140,13 @@ def test_transformers_4_reads_the_same_words(name):
     assert [merge.split() for merge in merges] == model["merges"]
 
 
+def test_the_text_encoders_have_the_names_of_published_files():
+    """All versions of transformers read them; without the prefix, older ones would draw weights in their place."""
+    for name in ("text_encoder", "text_encoder_2"):
+        with safe_open(tiny.path() / name / "model.safetensors", "pt") as file:
+            assert all(key.startswith(("text_model.", "text_projection.")) for key in file.keys())  # noqa: SIM118
+
+
 def test_images_and_texts_meet(pipe):
     """As in CLIP, the nearest of a few texts names what a picture shows."""
     scenes, pictures = drawings(256)

@@ -72,13 +72,18 @@ def split_tokenizer(path: Path) -> None:
 
 
 def halve(path: Path, target: Path) -> None:
-    """Copy a safetensors file in half precision."""
+    """Copy a safetensors file in half precision, under the names that published files have."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {published(path, name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(halved, target, metadata=metadata)
     target.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def published(path: Path, name: str) -> str:
+    """Give a tensor's name the prefix that transformers 5 leaves out when it saves a text encoder, and 4 asks for."""
+    return name if path.parent.name != "text_encoder" else f"text_model.{name.removeprefix('text_model.')}"
 
 
 def write_json(value: dict[str, object], target: Path) -> None:
