@@ -26,12 +26,15 @@ def run(options: argparse.Namespace) -> None:
     with calm(bars):
         import torch
 
+        from instantstyle.styles.encoder import encode
+
         model = models.find_model(options.model)
         adapter = models.find_adapter(options.adapter, model)
         request.check_content_encoder(options, model, adapter)
         pipe = session.load(options, model, adapter)
         warn_of_unknown_words(model, [options.content or ""])
-        style = pipe.encode_style(
+        style = encode(
+            pipe,
             pictures,
             neg_content_prompt=options.content,
             neg_content_scale=options.content_scale,

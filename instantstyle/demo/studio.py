@@ -14,6 +14,7 @@ from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.utils import load_image
 from PIL import Image, ImageOps
 
+from instantstyle.core import adapter_state, attention_blocks, presets, resolve_target_blocks
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.preview import previews
 from instantstyle.demo.settings import CONTENT, EVERYTHING, STYLE_FILE, Reference, Settings
@@ -23,8 +24,8 @@ from instantstyle.inference.models import TINY
 from instantstyle.inference.request import variant_name
 from instantstyle.inference.session import sibling
 from instantstyle.inference.values import changed
+from instantstyle.styles.encoder import encode
 from instantstyle.styles.style import Style
-from pipeline_instantstyle import adapter_state, attention_blocks, presets, resolve_target_blocks
 
 
 PRESETS = ("style", "layout", "style+layout", "all")
@@ -248,7 +249,8 @@ class Studio:
         return tuple(self._encode(settings, [replace(one, weight=1.0)]) for one in settings.references)
 
     def _encode(self, settings: Settings, references: Sequence[Reference]) -> Style:
-        return self.pipe.encode_style(
+        return encode(
+            self.pipe,
             [reference.picture.image for reference in references],
             neg_content_prompt=settings.content,
             neg_content_scale=settings.content_scale,

@@ -15,6 +15,7 @@ from instantstyle.inference import grid, recipe
 from instantstyle.inference.grid import METHODS, Cell, Sampling
 from instantstyle.inference.models import TINY
 from instantstyle.inference.session import load_pipeline
+from instantstyle.styles.encoder import encode
 from instantstyle.tiny import world
 from instantstyle.tiny.world import reference_pictures
 from instantstyle.version import versions
@@ -63,7 +64,7 @@ def write_gallery(folder: Path, bars: bool) -> list[dict[str, Any]]:
     references = {name: draw_reference(words) for name, words in REFERENCES.items()}
     for name, picture in references.items():
         picture.save(images / f"{name}.png", optimize=True)
-        style = pipe.encode_style(picture, target_blocks="style")
+        style = encode(pipe, picture, target_blocks="style")
         style.to(torch.float16).save(styles / f"{name}.safetensors")
     return paint_gallery(pipe, references, images, bars)
 
