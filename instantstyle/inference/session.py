@@ -12,6 +12,7 @@ from instantstyle.inference.models import ADAPTER_FILES, TINY, Adapter, Model
 from instantstyle.inference.request import about, target_blocks, variant_name
 from instantstyle.pipelines import distilled
 from instantstyle.pipelines.distilled import DISTILLED
+from instantstyle.version import in_dtype
 
 
 def sibling(pipe: Any, name: str, **parts: Any) -> Any:
@@ -59,7 +60,7 @@ def load(options: argparse.Namespace, model: Model, adapter: Adapter | None) -> 
         parts["device_map"] = options.device_map
     from_source = variant.from_single_file if model.single_file else variant.from_pretrained
     with about("--model", model.label):
-        pipe = from_source(model.source, dtype=dtype, **parts)
+        pipe = from_source(model.source, **in_dtype(dtype), **parts)
     if options.fast is not None:
         with about("--fast", options.fast):
             distilled.apply_distilled(pipe, DISTILLED[options.fast], weights)
@@ -134,4 +135,4 @@ def load_controlnet(text: str, dtype: Any) -> Any:
 
         source = str(tiny.path() / "controlnet")
     with about("--controlnet", text):
-        return ControlNetModel.from_pretrained(source, dtype=dtype)
+        return ControlNetModel.from_pretrained(source, **in_dtype(dtype))

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import __version__
+
+
+if tuple(map(int, __version__.split(".")[:2])) < (0, 40):
+    raise ImportError(f"InstantStyle's modular blocks need diffusers 0.40 or newer, but {__version__} is installed.")
+
 from diffusers import AutoPipelineBlocks, StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLIPAdapterStep

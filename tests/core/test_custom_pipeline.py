@@ -15,6 +15,7 @@ from processes import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, r
 from safetensors.torch import save_file
 
 from instantstyle import StableDiffusionXLInstantStyleImg2ImgPipeline, StableDiffusionXLInstantStylePipeline
+from instantstyle.version import installed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,8 +137,9 @@ def test_the_file_stands_alone(
                 return True
 
         assert all(refused(ModuleNotFoundError, import_module, name) for name in HIDDEN)
-        assert refused(ValueError, DiffusionPipeline.from_pretrained, MODEL, custom_pipeline=FILE)
-        how = {"custom_pipeline": FILE, "trust_remote_code": True}
+        if ASKS_FOR_TRUST:
+            assert refused(ValueError, DiffusionPipeline.from_pretrained, MODEL, custom_pipeline=FILE)
+        how = {"custom_pipeline": FILE} | ({"trust_remote_code": True} if ASKS_FOR_TRUST else {})
         stock = StableDiffusionXLPipeline.from_pretrained(MODEL)
         ways = {
             "from_pretrained": DiffusionPipeline.from_pretrained(MODEL, **how),
@@ -149,7 +151,9 @@ def test_the_file_stands_alone(
             pipe.unload_ip_adapter()
     """
     file = copy_plugin(tmp_path / "alone" / "pipeline_instantstyle.py")
-    found = run(tmp_path, script, {"MODEL": model, "ADAPTER": adapter, "FILE": file}, [paint])
+    asks = installed("diffusers") >= (0, 38)
+    given = {"MODEL": model, "ADAPTER": adapter, "FILE": file, "ASKS_FOR_TRUST": asks}
+    found = run(tmp_path, script, given, [paint])
     same(found["from_pretrained"], right, wrong)
     same(found["from_pipe"], right, wrong)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from hub import serve
+from hub import redirect, serve
 from loras import ALPHA, LAYERS, RANK, Tensors, factors, kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -281,8 +281,7 @@ def test_the_published_file_is_fetched_from_the_hub(
     shutil.copy(lora["kohya"], folder / "sdxl_lightning_4step_lora.safetensors")
     pipe, local = make_variant(), make_variant()
     with serve({"ByteDance/SDXL-Lightning": folder}) as hub:
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        redirect(monkeypatch, hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-4"])
         with pytest.raises(OSError, match="sdxl_lightning_2step_lora.safetensors cannot be fetched"):
