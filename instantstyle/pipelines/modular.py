@@ -73,6 +73,9 @@ OURS = (
 )
 
 
+# --- The variant of a modular pipeline -------------------------------------------------------------------------------
+
+
 class _Variant(StableDiffusionXLInstantStylePipeline):
     """The variant on a modular pipeline's components. What it registers the modular pipeline gets too."""
 
@@ -108,6 +111,9 @@ def variant_of(pipe: Any) -> StableDiffusionXLInstantStylePipeline:
     variant = _Variant(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
     variant._modular = pipe
     return variant
+
+
+# --- The UNet of one call --------------------------------------------------------------------------------------------
 
 
 class DressedUNet:
@@ -178,6 +184,9 @@ def retargeted(
         new.to_k_ip, new.to_v_ip = nn.ModuleList(keys), nn.ModuleList(values)
         new.scale = scales_at(layer, state, targets)
     return processors
+
+
+# --- The step --------------------------------------------------------------------------------------------------------
 
 
 class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
@@ -298,6 +307,9 @@ def _with_unet(components: Any, unet: DressedUNet) -> Any:
     changed = copy.copy(components)
     changed.unet = unet
     return changed
+
+
+# --- The blocks ------------------------------------------------------------------------------------------------------
 
 
 class _SavedWithCode(ModularPipelineBlocks):

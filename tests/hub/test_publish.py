@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, DiffusionPipeline
+from documents import examples
 from hosts import HOSTS, OTHER_HOSTS, SIDE, make, picture, write_adapter, write_checkpoint
 from hub import TOKEN, Hub, redirect, serve
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_examples import examples
-from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
+from processes import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
 
 import instantstyle
 from instantstyle import Style, tiny

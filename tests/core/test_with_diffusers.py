@@ -892,7 +892,7 @@ MOMENTS: dict[str, tuple[str, int, str]] = {
 }
 
 
-# Those whose UNets a call changes most; tests/test_laws.py has an error at each step of all.
+# Those whose UNets a call changes most; tests/core/test_laws.py has an error at each step of all.
 PAG = [OTHER_HOSTS["stable_diffusion_xl_pag"], OTHER_HOSTS["stable_diffusion_pag"]]
 
 

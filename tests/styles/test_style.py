@@ -12,6 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import (
+    CUTTING,
+    asking,
+    cut,
+    cutting,
+    drawing,
+    for_every_row,
+    image_rows_cut_to_the_batch,
+    masked,
+    masks,
+    rows_are,
+    rows_are_not,
+)
 from conftest import TOLERANCE, Pair, differ, each_family, every_host, most_hosts, same, variant_class
 from diffusers import StableDiffusionSAGPipeline
 from hosts import (
@@ -27,20 +40,7 @@ from hosts import (
     write_adapter,
 )
 from safetensors.torch import load_file, save_file
-from test_batches import (
-    CUTTING,
-    asking,
-    cut,
-    cutting,
-    drawing,
-    for_every_row,
-    image_rows_cut_to_the_batch,
-    masked,
-    masks,
-    rows_are,
-    rows_are_not,
-)
-from test_laws import Broken, changed, failing_unet, identities, random_states
+from traces import Broken, changed, failing_unet, identities, random_states
 
 import pipeline_instantstyle
 from instantstyle import Style, applied

@@ -25,7 +25,7 @@ from instantstyle.tiny import networks, world
 from instantstyle.tiny.judges import Judges
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAYOUT = """
 controlnet/config.json controlnet/diffusion_pytorch_model.safetensors
 judges.safetensors
