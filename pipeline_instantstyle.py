@@ -1,5 +1,6 @@
 # Copyright 2026 The InstantStyle for diffusers authors
 # SPDX-License-Identifier: Apache-2.0
+# Joined from the modules in instantstyle/core by `python -m instantstyle.core.build`: edit those, not this file.
 """InstantStyle (arXiv 2404.02733) for the Stable Diffusion XL and 1.5 pipelines of diffusers.
 
 Two training-free additions to an IP-Adapter (arXiv 2308.06721): the reference picture is injected only into the
@@ -52,13 +53,10 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 
+# --- Where to inject: the names of attention blocks, presets, and the scale of each layer ----------------------------
+
+
 Scale = float | list[float]
-USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
-HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-
-
-# --- Where to inject -------------------------------------------------------------------------------------------------
-
 # What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from the paper,
 # "Injecting into Style Blocks Only"; SD1.5 from its authors' example for it, which calls them experimental.
 FAMILY_PRESETS = {
@@ -134,13 +132,13 @@ def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Ma
 
 def _resolve_name(name: str, scale: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
     _check_name(name)
-    _check_scale(scale, f"The scale of {name!r} in `target_blocks`")
+    check_scale(scale, f"The scale of {name!r} in `target_blocks`")
     if name in presets:
         try:
             inside = resolve_target_blocks(presets[name], layers, {})
         except (TypeError, ValueError) as error:
             raise ValueError(f"The preset {name!r}, which the adapter's file carries, is wrong: {error}") from error
-        return {layer: _times(weight, scale) for layer, weight in inside.items()}
+        return {layer: times(weight, scale) for layer, weight in inside.items()}
     found = _match(name.removesuffix(".processor").removesuffix(".attn2"), layers)
     if not found:
         parts = [layer.split(".") for layer in layers]
@@ -154,29 +152,11 @@ def _resolve_name(name: str, scale: Any, layers: Sequence[str], presets: Mapping
     return dict.fromkeys(found, scale)
 
 
-def _resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
-    """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
-    if state is None:
-        raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
-    if target_blocks == ["block"]:  # the first implementation's word for all
-        target_blocks = "all"
-    count = len(state.files)
-    several = count > 1 and isinstance(target_blocks, (list, tuple))
-    each = list(target_blocks) if several else [target_blocks] * count
-    if len(each) != count:
-        raise ValueError(
-            f"`target_blocks` has {len(each)} entries for {count} IP-Adapters. Pass one, or one for each."
-        )
-    layers, family = text_layers(unet), presets(unet)
-    carried = [file.presets if file else {} for file in state.files]
-    return [resolve_target_blocks(blocks, layers, family | own) for blocks, own in zip(each, carried, strict=True)]
-
-
 def _match(name: str, layers: Sequence[str]) -> list[str]:
     return [layer for layer in layers if layer == name or layer.startswith(name + ".")]
 
 
-def _by_block(blocks: Mapping[str, list[str]], scales: Mapping[str, Scale]) -> dict[str, Scale]:
+def by_block(blocks: Mapping[str, list[str]], scales: Mapping[str, Scale]) -> dict[str, Scale]:
     found: dict[str, Scale] = {}
     for block, layers in blocks.items():
         inside = {layer: scales[layer] for layer in layers if layer in scales}
@@ -191,19 +171,19 @@ def _check_name(name: Any) -> str:
     return name
 
 
-def _check_scale(scale: Any, what: str) -> None:
+def check_scale(scale: Any, what: str) -> None:
     for number in scale if isinstance(scale, list) and scale else [scale]:
-        _check_number(number, what, "a number, or a list of numbers, one per masked picture")
+        check_number(number, what, "a number, or a list of numbers, one per masked picture")
 
 
-def _check_number(value: Any, what: str, expected: str) -> None:
+def check_number(value: Any, what: str, expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be {expected}, but is {value!r}.")
     if not math.isfinite(value):
         raise ValueError(f"{what} must be finite, but is {value!r}.")
 
 
-def _times(weight: Scale, scale: Scale) -> Scale:
+def times(weight: Scale, scale: Scale) -> Scale:
     if not isinstance(weight, list) and not isinstance(scale, list):
         return weight * scale
     count = len(weight if isinstance(weight, list) else scale)  # type: ignore[arg-type]
@@ -217,79 +197,7 @@ def _is_zero(scale: Scale) -> bool:
     return not any(scale) if isinstance(scale, list) else scale == 0
 
 
-# --- What to remove --------------------------------------------------------------------------------------------------
-
-
-def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, scale: float | str = 1.0) -> torch.Tensor:
-    """Subtract content from CLIP image embeddings: `e - scale * t`, as a new tensor.
-
-    Source: arXiv 2404.02733, "Separating Content from Image".
-
-    Args:
-        image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
-        content_embeds: `t`, the projected, un-normalised CLIP text embedding, broadcastable to `(..., d)`.
-        scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection; it is
-            computed in float32, and zero where `t` is zero.
-    """
-    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)
-    strength: Any = scale
-    if scale == "auto":
-        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        strength = ((e * t).sum(-1, keepdim=True) / norm).clamp_min(0)
-    return (e - strength * t).to(image_embeds.dtype)
-
-
-@dataclass
-class ContentEncoder:
-    """The text tower of the CLIP that an adapter's image encoder belongs to."""
-
-    text_encoder: CLIPTextModelWithProjection
-    tokenizer: Any
-    placed: bool = False  # by the pipeline whose component it is; otherwise on the device only while it encodes
-
-    @property
-    def width(self) -> int:
-        """Length of its embeddings."""
-        return self.text_encoder.config.projection_dim
-
-    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids of shape `(len(texts), model_max_length)`. Raises ValueError for a text that does not fit."""
-        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        for text in texts:
-            length = len(self.tokenizer(text).input_ids)
-            if length > limit:
-                raise ValueError(f"`neg_content_prompt` has {length} tokens, its text tower takes {limit}: {text!r}.")
-        return self.tokenizer(list(texts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
-        """Projected, un-normalised text embeddings of shape `(len(texts), width)`, with LoRAs off."""
-        ids, home = self.tokenize(texts), self.text_encoder.device
-        if not self.placed:
-            self.text_encoder.to(device)
-        try:
-            with _loras_off(self.text_encoder):
-                embeds = self.text_encoder(ids.to(device)).text_embeds
-        finally:
-            if not self.placed:
-                self.text_encoder.to(home)
-        if not torch.isfinite(embeds).all():
-            raise ValueError(f"`neg_content_prompt` has embeddings that are not finite in {embeds.dtype}.")
-        return embeds
-
-
-@contextmanager
-def _loras_off(model: nn.Module) -> Iterator[None]:
-    # A fused LoRA is part of the weights; switching it off would unfuse it for good.
-    modules: Any = model.modules()
-    layers = [m for m in modules if getattr(m, "_disable_adapters", None) is False and not m.merged]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
+# --- Nested lists: of references, and of what is removed from each ---------------------------------------------------
 
 
 def spread(content: Any, references: Any, name: str) -> list[Any]:
@@ -310,36 +218,42 @@ def spread(content: Any, references: Any, name: str) -> list[Any]:
         if isinstance(inner, (list, tuple)) and isinstance(reference, list) and len(inner) == len(reference):
             return [leaf for i, r in zip(inner, reference, strict=True) for leaf in pair(i, r)]
         raise ValueError(
-            f"`{name}` must be one for everything, or nested as the references are: they are {_nesting(references)}, "
-            f"the content is {_nesting(content)}."
+            f"`{name}` must be one for everything, or nested as the references are: they are {nesting(references)}, "
+            f"the content is {nesting(content)}."
         )
 
     if not isinstance(content, (list, tuple)):
-        return [content] * len(_flatten(references))
+        return [content] * len(flatten(references))
     return pair(content, references)
 
 
-def _nesting(value: Any) -> str:
-    return "[" + ", ".join(map(_nesting, value)) + "]" if isinstance(value, (list, tuple)) else "*"
+def nesting(value: Any) -> str:
+    return "[" + ", ".join(map(nesting, value)) + "]" if isinstance(value, (list, tuple)) else "*"
 
 
-def _flatten(value: Any) -> list[Any]:
-    return [leaf for inner in value for leaf in _flatten(inner)] if isinstance(value, (list, tuple)) else [value]
+def flatten(value: Any) -> list[Any]:
+    return [leaf for inner in value for leaf in flatten(inner)] if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_content_leaf(leaf: Any, name: str, prompted: bool, width: int) -> None:
-    expected: Any = str if prompted else torch.Tensor
-    if not isinstance(leaf, expected):
-        raise TypeError(f"`{name}` must hold {expected.__name__}s, but holds {leaf!r}.")
-    if prompted and not leaf.strip():
-        raise ValueError(f"`{name}` holds an empty string. Pass None to remove nothing.")
-    if not prompted and tuple(leaf.shape) not in ((width,), (1, width)):
-        raise ValueError(f"`{name}` must have the shape ({width},) or (1, {width}), but has {tuple(leaf.shape)}.")
-    if not prompted and not (torch.isfinite(leaf).all() and leaf.any()):
-        raise ValueError(f"`{name}` is zero or not finite. Pass None to remove nothing.")
+def tree(pictures: Any) -> Any:
+    if isinstance(pictures, list):
+        return [tree(one) for one in pictures]
+    return [None] * len(pictures) if getattr(pictures, "ndim", 0) == 4 else None
 
 
-# --- The adapter's weights -------------------------------------------------------------------------------------------
+def fold(count: int, inner: Any) -> Any:
+    return inner if count == 1 else [inner] * count
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+# --- IP-Adapter files, of which only the tensors asked for are read --------------------------------------------------
+
+
+USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
 
 
 class AdapterFile:
@@ -436,6 +350,36 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub: dict[str, Any]) -> list[AdapterFile]:
+    """Find and open the checkpoints, one per weight name. A single source or subfolder stands for all."""
+    sources = sources * len(names) if len(sources) == 1 else sources
+    subfolders = subfolders * len(names) if len(subfolders) == 1 else subfolders
+    if not len(names) == len(sources) == len(subfolders):
+        raise ValueError(
+            "`weight_name`, `subfolder` and `pretrained_model_name_or_path_or_dict` must have the same length, but "
+            f"have {len(names)}, {len(subfolders)} and {len(sources)}."
+        )
+    hub = dict.fromkeys(HUB_ARGUMENTS) | {"force_download": False, "user_agent": USER_AGENT} | hub
+    files = []
+    for source, subfolder, name in zip(sources, subfolders, names, strict=True):
+        if not isinstance(source, (str, Path, Mapping)):
+            raise TypeError(
+                "`pretrained_model_name_or_path_or_dict` must be a repository, a folder, a file, a dict or a list "
+                f"of them, but is {source!r}."
+            )
+        if not isinstance(source, Mapping):
+            source = Path(_get_model_file(source, weights_name=name, subfolder=subfolder, **hub))
+        files.append(AdapterFile(source))
+    return files
+
+
+def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
+# --- Attention processors: the host's for IP-Adapters, and what stands where no weights are --------------------------
+
+
 class MutedProjection(nn.Module):
     """Stands, without weights, where a block that does not see the reference would hold a projection."""
 
@@ -449,6 +393,54 @@ class MutedProjection(nn.Module):
             f"{self.layer!r} is no target block, so it holds no IP-Adapter weights. Name it in `set_target_blocks` of "
             "an InstantStyle pipeline, or in `load_ip_adapter(..., target_blocks=...)`."
         )
+
+
+def bare_unet(pipe: Any) -> Any:
+    """The UNet of a pipeline, out of what `torch.compile` wraps around it."""
+    return getattr(pipe.unet, "_orig_mod", pipe.unet)
+
+
+def ip_processors(unet: Any) -> dict[str, Any]:
+    """Layer name -> IP-Adapter processor, for the layers that have one."""
+    kinds = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXFormersAttnProcessor)
+    processors = {layer: attention(unet, layer).processor for layer in text_layers(unet)}
+    return {layer: processor for layer, processor in processors.items() if isinstance(processor, kinds)}
+
+
+def attention(unet: Any, layer: str) -> Any:
+    return unet.get_submodule(f"{layer}.attn2")
+
+
+def is_xformers(processor: Any) -> bool:
+    return isinstance(processor, (XFormersAttnProcessor, IPAdapterXFormersAttnProcessor))
+
+
+def plain_processor(processor: Any) -> Any:
+    if is_xformers(processor):
+        return XFormersAttnProcessor(attention_op=processor.attention_op)
+    return AttnProcessor2_0()
+
+
+def make_processor(attn: Any, tokens: Sequence[int], plain: Any) -> Any:
+    """An IP-Adapter processor of scale 0 without projections, in the backend of a plain one."""
+    kind: Any = IPAdapterAttnProcessor2_0
+    if is_xformers(plain):
+        kind = functools.partial(IPAdapterXFormersAttnProcessor, attention_op=plain.attention_op)
+    processor = kind(attn.inner_kv_dim, attn.cross_attention_dim, num_tokens=[], scale=[])  # it draws no weights
+    processor.num_tokens, processor.scale = list(tokens), [0.0] * len(tokens)
+    return processor
+
+
+def is_muted(projection: nn.Module) -> bool:
+    # Not `isinstance`: the plugin file can be loaded twice in one process, under two module names.
+    return not hasattr(projection, "weight")
+
+
+def first_linear(layer: nn.Module) -> nn.Linear:
+    return next(module for module in layer.modules() if isinstance(module, nn.Linear))
+
+
+# --- The adapter on a UNet: built, attached, detached, and its weights fetched ---------------------------------------
 
 
 @dataclass
@@ -487,50 +479,9 @@ def adapter_state(unet: Any) -> AdapterState | None:
         files=[None] * count,
         targets=[dict.fromkeys(processors, 1.0) for _ in range(count)],
         scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
-        plain={layer: _plain_processor(processor) for layer, processor in processors.items()},
+        plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
     )
-
-
-def bare_unet(pipe: Any) -> Any:
-    """The UNet of a pipeline, out of what `torch.compile` wraps around it."""
-    return getattr(pipe.unet, "_orig_mod", pipe.unet)
-
-
-def ip_processors(unet: Any) -> dict[str, Any]:
-    """Layer name -> IP-Adapter processor, for the layers that have one."""
-    kinds = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXFormersAttnProcessor)
-    processors = {layer: _attention(unet, layer).processor for layer in text_layers(unet)}
-    return {layer: processor for layer, processor in processors.items() if isinstance(processor, kinds)}
-
-
-def _attention(unet: Any, layer: str) -> Any:
-    return unet.get_submodule(f"{layer}.attn2")
-
-
-def _is_xformers(processor: Any) -> bool:
-    return isinstance(processor, (XFormersAttnProcessor, IPAdapterXFormersAttnProcessor))
-
-
-def _plain_processor(processor: Any) -> Any:
-    if _is_xformers(processor):
-        return XFormersAttnProcessor(attention_op=processor.attention_op)
-    return AttnProcessor2_0()
-
-
-def _ip_processor(attn: Any, tokens: Sequence[int], plain: Any) -> Any:
-    """An IP-Adapter processor of scale 0 without projections, in the backend of a plain one."""
-    kind: Any = IPAdapterAttnProcessor2_0
-    if _is_xformers(plain):
-        kind = functools.partial(IPAdapterXFormersAttnProcessor, attention_op=plain.attention_op)
-    processor = kind(attn.inner_kv_dim, attn.cross_attention_dim, num_tokens=[], scale=[])  # it draws no weights
-    processor.num_tokens, processor.scale = list(tokens), [0.0] * len(tokens)
-    return processor
-
-
-def _is_muted(projection: nn.Module) -> bool:
-    # Not `isinstance`: the plugin file can be loaded twice in one process, under two module names.
-    return not hasattr(projection, "weight")
 
 
 def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, dict[str, Any]]:
@@ -547,8 +498,8 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
         projections.append(_build_projection(unet, file, image_proj))
     processors = {}
     for layer in layers:
-        attn = _attention(unet, layer)
-        processors[layer] = processor = _ip_processor(attn, tokens, attn.processor)
+        attn = attention(unet, layer)
+        processors[layer] = processor = make_processor(attn, tokens, attn.processor)
         processor.to_k_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
         processor.to_v_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
     return MultiIPAdapterImageProjection(projections), processors
@@ -584,10 +535,10 @@ def _check_fit(unet: Any, file: AdapterFile) -> None:
     keys = _projection_keys(unet)
     expected: dict[str, tuple[int, ...]] = {}
     for layer, pair in keys.items():
-        attn = _attention(unet, layer)
+        attn = attention(unet, layer)
         expected |= dict.fromkeys(pair, (attn.inner_kv_dim, attn.cross_attention_dim))
     norms = [key for key in ("image_proj.norm.weight", "image_proj.norm_out.weight") if key in file.shapes]
-    expected |= dict.fromkeys(norms, (_attention(unet, next(iter(keys))).cross_attention_dim,))
+    expected |= dict.fromkeys(norms, (attention(unet, next(iter(keys))).cross_attention_dim,))
     for key, shape in expected.items():
         if file.shapes.get(key) != shape:
             count = sum(name.endswith(".to_k_ip.weight") for name in file.shapes)
@@ -600,13 +551,13 @@ def _check_fit(unet: Any, file: AdapterFile) -> None:
 
 def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> None:
     """Put an adapter on a UNet without one, in the UNet's attention backend and dtype."""
-    attentions = {layer: _attention(unet, layer) for layer in processors}
+    attentions = {layer: attention(unet, layer) for layer in processors}
     state.plain = {layer: attn.processor for layer, attn in attentions.items()}
     state.hid_proj = (unet.encoder_hid_proj, getattr(unet.config, "encoder_hid_dim_type", None))
     dtype = unet.dtype  # it walks all modules
     for layer, processor in processors.items():
-        if _is_xformers(processor) != _is_xformers(state.plain[layer]):  # switched on or off meanwhile
-            old, processor = processor, _ip_processor(attentions[layer], processor.num_tokens, state.plain[layer])
+        if is_xformers(processor) != is_xformers(state.plain[layer]):  # switched on or off meanwhile
+            old, processor = processor, make_processor(attentions[layer], processor.num_tokens, state.plain[layer])
             processor.scale, processor.to_k_ip, processor.to_v_ip = old.scale, old.to_k_ip, old.to_v_ip
         attentions[layer].set_processor(processor.to(dtype=dtype))
     if state.hid_proj[1] == "text_proj":  # Kolors' text projection, which the host looks for here
@@ -620,7 +571,7 @@ def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
     """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
     processors = ip_processors(unet)
     for layer in processors:
-        _attention(unet, layer).set_processor(state.plain[layer])
+        attention(unet, layer).set_processor(state.plain[layer])
     unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
     if hasattr(unet, "text_encoder_hid_proj"):
         del unet.text_encoder_hid_proj
@@ -652,7 +603,7 @@ def fetch(
     """
     fetched, keys, dtype = {}, _projection_keys(unet), unet.dtype
     for i, (file, wanted) in enumerate(zip(state.files, targets, strict=True)):
-        missing = [layer for layer in wanted if layer in processors and _is_muted(processors[layer].to_k_ip[i])]
+        missing = [layer for layer in wanted if layer in processors and is_muted(processors[layer].to_k_ip[i])]
         if not missing or file is None:
             continue
         if not file.available():
@@ -676,14 +627,14 @@ def _linear(weight: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
 def scales_at(layer: str, state: AdapterState, targets: Sequence[Mapping[str, Scale]]) -> list[Scale]:
     """What each adapter's image tokens are multiplied by in a layer, with these targets."""
     both = zip(targets, state.scales, strict=True)
-    return [_times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
+    return [times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
 
 
 def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Any) -> None:
     """Put the scales of these targets, and the projections fetched for them, on the UNet."""
     processors = ip_processors(unet)
     for (layer, i), pair in fetched.items():
-        device = next(_attention(unet, layer).parameters()).device
+        device = next(attention(unet, layer).parameters()).device
         processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = (linear.to(device) for linear in pair)
     for layer, processor in processors.items():
         processor.scale = scales_at(layer, state, targets)
@@ -697,11 +648,290 @@ def drop_muted(unet: Any, state: AdapterState) -> None:
                 processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
 
 
-# --- Reading a call --------------------------------------------------------------------------------------------------
+def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
+    """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
+    if state is None:
+        raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
+    if target_blocks == ["block"]:  # the first implementation's word for all
+        target_blocks = "all"
+    count = len(state.files)
+    several = count > 1 and isinstance(target_blocks, (list, tuple))
+    each = list(target_blocks) if several else [target_blocks] * count
+    if len(each) != count:
+        raise ValueError(
+            f"`target_blocks` has {len(each)} entries for {count} IP-Adapters. Pass one, or one for each."
+        )
+    layers, family = text_layers(unet), presets(unet)
+    carried = [file.presets if file else {} for file in state.files]
+    return [resolve_target_blocks(blocks, layers, family | own) for blocks, own in zip(each, carried, strict=True)]
+
+
+def placeholders(state: AdapterState) -> list[torch.Tensor]:
+    """Embeddings for a call without a reference, which the host insists on once an adapter is loaded."""
+    layers = state.projection.image_projection_layers
+    shapes = [(1, 1) if isinstance(layer, ImageProjection) else (1, 1, 1) for layer in layers]
+    linears = [first_linear(layer) for layer in layers]
+    return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
+
+
+def check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
+    for file, layer in zip(files, projection.image_projection_layers, strict=True):
+        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
+            continue
+        config, width = encoder.config, first_linear(layer).in_features
+        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
+        if given != width:
+            raise ValueError(
+                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
+                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
+            )
+
+
+def adapter_to_change(pipe: Any) -> AdapterState | None:
+    """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
+    state = adapter_state(bare_unet(pipe))
+    if state is not None and state.standing is not None:
+        raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
+    return state
+
+
+def component(pipe: Any, name: str) -> Any:
+    """A component of a pipeline, or None."""
+    # `DiffusionPipeline.from_pipe(..., custom_pipeline=...)` hands over a missing component as (None, None).
+    found = getattr(pipe, name)
+    return None if isinstance(found, (tuple, list)) else found
+
+
+def load_image_tower(
+    pipe: Any, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
+) -> dict[str, Any]:
+    """The image encoder and feature extractor that a pipeline lacks, from where the host would load them."""
+    towers: dict[str, Any] = {}
+    encoder = component(pipe, "image_encoder")
+    if encoder is None and folder is not None:
+        if isinstance(source, Mapping):
+            raise ValueError(
+                "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
+                "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
+            )
+        place = folder if "/" in folder else Path(subfolder, folder).as_posix()
+        encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=pipe.dtype, **hub)
+        towers["image_encoder"] = encoder
+    if component(pipe, "feature_extractor") is None:
+        side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
+        towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
+    return towers
+
+
+# --- What to remove: content as CLIP text embeddings, and their subtraction ------------------------------------------
+
+
+def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, scale: float | str = 1.0) -> torch.Tensor:
+    """Subtract content from CLIP image embeddings: `e - scale * t`, as a new tensor.
+
+    Source: arXiv 2404.02733, "Separating Content from Image".
+
+    Args:
+        image_embeds: `e`, shape `(..., d)`, any dtype. The result has its shape and dtype.
+        content_embeds: `t`, the projected, un-normalised CLIP text embedding, broadcastable to `(..., d)`.
+        scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection; it is
+            computed in float32, and zero where `t` is zero.
+    """
+    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)
+    strength: Any = scale
+    if scale == "auto":
+        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        strength = ((e * t).sum(-1, keepdim=True) / norm).clamp_min(0)
+    return (e - strength * t).to(image_embeds.dtype)
 
 
 @dataclass
-class _Call:
+class ContentEncoder:
+    """The text tower of the CLIP that an adapter's image encoder belongs to."""
+
+    text_encoder: CLIPTextModelWithProjection
+    tokenizer: Any
+    placed: bool = False  # by the pipeline whose component it is; otherwise on the device only while it encodes
+
+    @property
+    def width(self) -> int:
+        """Length of its embeddings."""
+        return self.text_encoder.config.projection_dim
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids of shape `(len(texts), model_max_length)`. Raises ValueError for a text that does not fit."""
+        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        for text in texts:
+            length = len(self.tokenizer(text).input_ids)
+            if length > limit:
+                raise ValueError(f"`neg_content_prompt` has {length} tokens, its text tower takes {limit}: {text!r}.")
+        return self.tokenizer(list(texts), padding="max_length", max_length=limit, return_tensors="pt").input_ids
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """Projected, un-normalised text embeddings of shape `(len(texts), width)`, with LoRAs off."""
+        ids, home = self.tokenize(texts), self.text_encoder.device
+        if not self.placed:
+            self.text_encoder.to(device)
+        try:
+            with _loras_off(self.text_encoder):
+                embeds = self.text_encoder(ids.to(device)).text_embeds
+        finally:
+            if not self.placed:
+                self.text_encoder.to(home)
+        if not torch.isfinite(embeds).all():
+            raise ValueError(f"`neg_content_prompt` has embeddings that are not finite in {embeds.dtype}.")
+        return embeds
+
+
+@contextmanager
+def _loras_off(model: nn.Module) -> Iterator[None]:
+    # A fused LoRA is part of the weights; switching it off would unfuse it for good.
+    modules: Any = model.modules()
+    layers = [m for m in modules if getattr(m, "_disable_adapters", None) is False and not m.merged]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def read_content_encoder(
+    source: Any, subfolder: str, tokenizer_subfolder: str | None, dtype: torch.dtype, **kwargs: Any
+) -> ContentEncoder:
+    """Load a text tower. Arguments and errors are those of `InstantStyleMixin.load_content_encoder`."""
+    missing = set()
+    if isinstance(source, (tuple, list)) and len(source) == 2:
+        encoder, tokenizer = source
+    elif isinstance(source, (str, Path)):
+        place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
+        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
+        kwargs = {"dtype": dtype} | kwargs | {"output_loading_info": True}
+        with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
+            encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
+        missing = set(info["missing_keys"])
+    else:
+        raise TypeError(f"`source` must be a repository, a folder or (text_encoder, tokenizer), but is {source!r}.")
+    if not hasattr(encoder, "text_projection") or missing:
+        came = f"lacks {min(missing)!r}" if missing else f"holds a {type(encoder).__name__}"
+        raise TypeError(f"`source` must hold a CLIPTextModelWithProjection, but {came}.")
+    return ContentEncoder(encoder.eval(), tokenizer)
+
+
+def content_encoder(pipe: Any, width: int) -> ContentEncoder:
+    """The text tower that encodes content for image embeddings of this width. Raises ValueError without one."""
+    encoder = bare_unet(pipe).__dict__.get("_instantstyle_content")
+    own = getattr(pipe, "text_encoder_2", None)
+    if encoder is None and hasattr(own, "text_projection"):
+        encoder = ContentEncoder(own, pipe.tokenizer_2, placed=True)
+    if encoder is None or encoder.width != width:
+        at_hand = "there is none" if encoder is None else f"the one at hand gives {encoder.width}"
+        raise ValueError(
+            f"`neg_content_prompt` needs the text tower of the adapter's CLIP, with embeddings of width {width}, "
+            f"but {at_hand}. Call `load_content_encoder`; for ViT-H with 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'."
+        )
+    return encoder
+
+
+def check_content(pipe: Any, contents: Sequence[Sequence[Any]], layers: Sequence[Any], name: str) -> None:
+    """Raise ValueError or TypeError for content that cannot be removed from what these projections take.
+
+    Args:
+        pipe: the pipeline.
+        contents: for each adapter the content of each reference: a text, an embedding or None.
+        layers: the adapters' image projections.
+        name: the argument that gave it.
+    """
+    prompted = name == "neg_content_prompt"
+    for layer, leaves in zip(layers, contents, strict=True):
+        given = [leaf for leaf in leaves if leaf is not None]
+        if given and not isinstance(layer, ImageProjection):
+            raise ValueError(
+                f"`{name}` can be removed from one global embedding per picture, not from the patch or face "
+                f"embeddings of {type(layer).__name__}. Pass None for this adapter."
+            )
+        for leaf in given:
+            _check_leaf(leaf, name, prompted, layer.image_embeds.in_features)
+        if given and prompted:
+            content_encoder(pipe, layer.image_embeds.in_features).tokenize(given)
+
+
+def encode_content(
+    pipe: Any, contents: Sequence[Sequence[Any]] | None, device: torch.device
+) -> list[torch.Tensor | None]:
+    """For each adapter the content of its references, shape `(references, d)`, or None where there is none."""
+    layers = bare_unet(pipe).encoder_hid_proj.image_projection_layers
+    if contents is None:
+        return [None] * len(layers)
+    encoded: list[torch.Tensor | None] = []
+    for layer, leaves in zip(layers, contents, strict=True):
+        if all(leaf is None for leaf in leaves):
+            encoded.append(None)
+            continue
+        width = layer.image_embeds.in_features
+        vectors: dict[Any, torch.Tensor] = {None: torch.zeros(width)}
+        texts = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, str)))
+        if texts:
+            vectors |= zip(texts, content_encoder(pipe, width).encode(texts, device), strict=True)
+        rows = [leaf if isinstance(leaf, torch.Tensor) else vectors[leaf] for leaf in leaves]
+        encoded.append(torch.stack([row.to(device, torch.float32).reshape(width) for row in rows]))
+    return encoded
+
+
+def _check_leaf(leaf: Any, name: str, prompted: bool, width: int) -> None:
+    expected: Any = str if prompted else torch.Tensor
+    if not isinstance(leaf, expected):
+        raise TypeError(f"`{name}` must hold {expected.__name__}s, but holds {leaf!r}.")
+    if prompted and not leaf.strip():
+        raise ValueError(f"`{name}` holds an empty string. Pass None to remove nothing.")
+    if not prompted and tuple(leaf.shape) not in ((width,), (1, width)):
+        raise ValueError(f"`{name}` must have the shape ({width},) or (1, {width}), but has {tuple(leaf.shape)}.")
+    if not prompted and not (torch.isfinite(leaf).all() and leaf.any()):
+        raise ValueError(f"`{name}` is zero or not finite. Pass None to remove nothing.")
+
+
+# --- Offloading, suspended while modules change ----------------------------------------------------------------------
+
+
+@contextmanager
+def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
+    """Without the hooks of model, sequential and group offloading, which come back as they were."""
+    if not needed:
+        yield
+        return
+    before, device = modules(pipe), None
+    if any(hasattr(module, "_hf_hook") for module in before.values()):
+        # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
+        device = getattr(pipe, "_offload_device", pipe._execution_device)
+    by_model, sequential, by_group = _func_optionally_disable_offloading(pipe)
+    try:
+        yield
+    finally:
+        if by_model:
+            pipe.enable_model_cpu_offload(device=device)
+        elif sequential:
+            pipe.enable_sequential_cpu_offload(device=device)
+        elif by_group:
+            hook = _get_top_level_group_offload_hook(bare_unet(pipe))
+            for name, module in modules(pipe).items():
+                if name in before:
+                    _maybe_remove_and_reapply_group_offloading(module)
+                elif hook is not None:
+                    _apply_group_offloading(module, hook.config)
+
+
+def modules(pipe: Any) -> dict[str, nn.Module]:
+    """The components of a pipeline that are modules."""
+    return {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
+
+
+# --- One call, read and checked --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Call:
     """What one call asked for; on the pipeline while it runs."""
 
     prompts: int
@@ -721,78 +951,106 @@ class _Call:
         """Pictures per prompt."""
         if self.pictures is None:
             return self.embeds[adapter].shape[1] if self.embeds else 0
-        return len(_flatten(_tree(self.pictures[adapter]))) // (self.prompts if self.per_prompt else 1)
+        return len(flatten(tree(self.pictures[adapter]))) // (self.prompts if self.per_prompt else 1)
 
     def contents(self, guided: bool = False) -> list[list[Any]]:
         """The content of each reference in order, for each adapter."""
         if self.pictures is None:
             shapes = [(max(1, len(embed) // (1 + guided)), embed.shape[1]) for embed in self.embeds or []]
-            trees = [_fold(rows, _fold(pictures, None)) for rows, pictures in shapes]
+            trees = [fold(rows, fold(pictures, None)) for rows, pictures in shapes]
         else:
-            trees = [_tree(pictures) for pictures in self.pictures]
+            trees = [tree(pictures) for pictures in self.pictures]
         leaves = iter(spread(self.content, trees, self.content_name))
-        return [[next(leaves) for _ in _flatten(tree)] for tree in trees]
+        return [[next(leaves) for _ in flatten(tree)] for tree in trees]
 
 
-def _tree(pictures: Any) -> Any:
-    if isinstance(pictures, list):
-        return [_tree(one) for one in pictures]
-    return [None] * len(pictures) if getattr(pictures, "ndim", 0) == 4 else None
+def plan_call(
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    state: AdapterState | None,
+    target_blocks: Any,
+    neg_content_scale: float | str,
+    **ours: Any,
+) -> tuple[Call, list[dict[str, Scale]] | None]:
+    """What a call asks for, checked, and its targets where they are not those in force. Nothing is changed."""
+    standing = None if state is None else state.standing
+    if standing is not None:
+        amount = None if neg_content_scale == 1.0 else neg_content_scale
+        _refuse_beside_style({**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": amount})
+    call = read_call(pipe, arguments, state, neg_content_scale=neg_content_scale, **ours)
+    targets = None if target_blocks is None else resolve_each(target_blocks, bare_unet(pipe), state)
+    if standing is not None:
+        call.embeds = standing(call.prompts)
+    masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
+    _check_masks(masks, call, state, targets or (state.targets if state else []))
+    if state is not None and not call.referenced:
+        targets = [{} for _ in state.targets]
+    return call, targets
 
 
-def _fold(count: int, inner: Any) -> Any:
-    return inner if count == 1 else [inner] * count
+def read_call(
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    state: AdapterState | None,
+    neg_content_prompt: Any = None,
+    neg_content_embeds: Any = None,
+    neg_content_scale: float | str = 1.0,
+    ip_adapter_image_per_prompt: bool = False,
+) -> Call:
+    """What a call asks for, checked, by the host's arguments and ours. Nothing is changed."""
+    if neg_content_prompt is not None and neg_content_embeds is not None:
+        raise ValueError("Provide either `neg_content_prompt` or `neg_content_embeds`, not both.")
+    call = Call(
+        prompts=_prompt_count(arguments),
+        pictures=_read_pictures(arguments, state, ip_adapter_image_per_prompt),
+        embeds=_read_embeds(arguments, state),
+        per_prompt=ip_adapter_image_per_prompt,
+        content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
+        content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
+        content_scale=neg_content_scale,
+    )
+    if call.pictures is not None and component(pipe, "image_encoder") is None:
+        raise ValueError(
+            "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass its "
+            "embeddings."
+        )
+    _check_removal(pipe, call, state)
+    return call
 
 
-def _bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _check_removal(pipe: Any, call: Call, state: AdapterState | None) -> None:
+    if call.content_scale != "auto":
+        check_number(call.content_scale, "`neg_content_scale`", 'a number or "auto"')
+    if call.content is None:
+        return
+    if state is None or not call.referenced:
+        raise ValueError(
+            f"`{call.content_name}` is removed from a reference, but there is none. Pass `ip_adapter_image` too."
+        )
+    try:
+        contents = call.contents()
+    except ValueError:  # under guidance, of which the host has yet to tell, half of the rows are unconditional
+        contents = call.contents(guided=True)
+    check_content(pipe, contents, state.projection.image_projection_layers, call.content_name)
+
+
+def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], ours: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a call by name. Raises TypeError for one that looks like a misspelt one of `ours`."""
     signature = inspect.signature(function)
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             extra = arguments.pop(name, {})
-            _refuse_misspelt(extra, inspect.getfullargspec(InstantStyleMixin.__call__).kwonlyargs)
+            refuse_misspelt(extra, ours)
             arguments |= extra
     return arguments
 
 
-def _refuse_misspelt(given: Iterable[str], ours: Sequence[str]) -> None:
+def refuse_misspelt(given: Iterable[str], ours: Sequence[str]) -> None:
     # The host takes any keyword, and lets those vanish that it does not know.
     for name in given:
         if near := difflib.get_close_matches(name, ours, n=1, cutoff=0.75):
             raise TypeError(f"`{name}` is not an argument. Did you mean `{near[0]}`?")
-
-
-def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
-    names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
-    for name in (*names, "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
-        if arguments.get(name) is not None and arguments[name] is not False:
-            raise ValueError(
-                f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
-                f"its content removed. Pass `style` or `{name}`; `encode_style` makes a style of a reference."
-            )
-
-
-def _check_style_scale(style: Any, scale: Any) -> None:
-    if style is None and scale != 1.0:
-        raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
-
-
-def _package(module: str, what: str) -> Any:
-    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
-    try:
-        return importlib.import_module(f"instantstyle.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "instantstyle":
-            raise
-        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
-
-
-def _hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _prompt_count(arguments: Mapping[str, Any]) -> int:
@@ -811,30 +1069,30 @@ def _read_pictures(arguments: Mapping[str, Any], state: AdapterState | None, per
         return None
     if state is None:
         raise ValueError("`ip_adapter_image` needs an IP-Adapter. Call `load_ip_adapter` first.")
-    pictures = _as_list(pictures)
+    pictures = as_list(pictures)
     if len(pictures) != len(state.targets):
         raise ValueError(
             f"`ip_adapter_image` must have one entry per IP-Adapter, but has {len(pictures)} for "
             f"{len(state.targets)}. Several pictures for one adapter are a list of their own: [[a, b]]."
         )
-    pictures = [_upright(entry, depth=2 if per_prompt else 1) for entry in pictures]
+    pictures = [upright(entry, depth=2 if per_prompt else 1) for entry in pictures]
     prompts = _prompt_count(arguments)
     for i, entry in enumerate(pictures if per_prompt else []):
-        counts = [len(_flatten(_tree(one))) for one in entry] if isinstance(entry, list) else []
+        counts = [len(flatten(tree(one))) for one in entry] if isinstance(entry, list) else []
         if len(counts) != prompts or len(set(counts)) > 1:
             raise ValueError(
                 "`ip_adapter_image_per_prompt` reads `ip_adapter_image` as adapter -> prompt -> picture or pictures, "
-                f"as many for each of the {prompts} prompts, but adapter {i} has {_nesting(entry)}. For two prompts: "
+                f"as many for each of the {prompts} prompts, but adapter {i} has {nesting(entry)}. For two prompts: "
                 "[[a, b]]."
             )
     return pictures
 
 
-def _upright(picture: Any, depth: int) -> Any:
+def upright(picture: Any, depth: int) -> Any:
     if isinstance(picture, (list, tuple)) and picture and depth:
-        return [_upright(one, depth - 1) for one in picture]
+        return [upright(one, depth - 1) for one in picture]
     if not is_valid_image(picture) and getattr(picture, "ndim", 0) != 4:
-        came = _nesting(picture) if isinstance(picture, (list, tuple)) else repr(picture)[:80]
+        came = nesting(picture) if isinstance(picture, (list, tuple)) else repr(picture)[:80]
         expected = "pictures (PIL images, arrays or tensors), in a list for each adapter that has several"
         raise ValueError(f"`ip_adapter_image` must hold {expected}, but holds {came}.")
     return load_image(picture, convert_method=_eight_bits) if hasattr(picture, "getexif") else picture
@@ -847,8 +1105,8 @@ def _eight_bits(picture: Any) -> Any:
     return picture.convert("I").point(lambda value: value / 256).convert("L")
 
 
-def _host_form(pictures: Any, per_prompt: bool) -> Any:
-    flat = _flatten(pictures) if per_prompt else pictures
+def host_form(pictures: Any, per_prompt: bool) -> Any:
+    flat = flatten(pictures) if per_prompt else pictures
     tensors = per_prompt and all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat)
     return torch.cat(flat) if tensors else flat
 
@@ -868,7 +1126,7 @@ def _read_embeds(arguments: Mapping[str, Any], state: AdapterState | None) -> li
             f"`ip_adapter_image_embeds` must be a list of {len(layers)} tensors, one per IP-Adapter, not {came}."
         )
     for embed, layer in zip(embeds, layers, strict=True):
-        width = _first_linear(layer).in_features
+        width = first_linear(layer).in_features
         shape = tuple(embed.shape) if isinstance(embed, torch.Tensor) else (type(embed).__name__,)
         if len(shape) not in (3, 4) or shape[-1] != width:
             raise ValueError(f"`ip_adapter_image_embeds` must be of shape (rows, pictures, {width}), but is {shape}.")
@@ -877,7 +1135,7 @@ def _read_embeds(arguments: Mapping[str, Any], state: AdapterState | None) -> li
     return embeds
 
 
-def _fit_rows(embeds: Sequence[torch.Tensor], prompts: int, guided: bool) -> list[torch.Tensor]:
+def fit_rows(embeds: Sequence[torch.Tensor], prompts: int, guided: bool) -> list[torch.Tensor]:
     """The embeddings with one row or one per prompt, doubled under guidance."""
     doubled, single = {2, 2 * prompts}, {1, prompts}
     fitted = []
@@ -893,19 +1151,7 @@ def _fit_rows(embeds: Sequence[torch.Tensor], prompts: int, guided: bool) -> lis
     return fitted
 
 
-def _first_linear(layer: nn.Module) -> nn.Linear:
-    return next(module for module in layer.modules() if isinstance(module, nn.Linear))
-
-
-def _placeholders(state: AdapterState) -> list[torch.Tensor]:
-    """Embeddings for a call without a reference, which the host insists on once an adapter is loaded."""
-    layers = state.projection.image_projection_layers
-    shapes = [(1, 1) if isinstance(layer, ImageProjection) else (1, 1, 1) for layer in layers]
-    linears = [_first_linear(layer) for layer in layers]
-    return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
-
-
-def _check_masks(masks: Any, call: _Call, state: AdapterState | None, targets: Sequence[Mapping[str, Scale]]) -> None:
+def _check_masks(masks: Any, call: Call, state: AdapterState | None, targets: Sequence[Mapping[str, Scale]]) -> None:
     if masks is not None and not call.referenced:
         raise ValueError("`ip_adapter_masks` say where references go, but there is none. Pass `ip_adapter_image` too.")
     if state is None or not call.referenced:
@@ -926,7 +1172,7 @@ def _check_masks(masks: Any, call: _Call, state: AdapterState | None, targets: S
             raise ValueError(
                 f"`ip_adapter_masks` must be of shape (1, {pictures}, height, width), but is {shape or mask}."
             )
-        for scale in (_times(weight, state.scales[i]) for weight in targets[i].values()):
+        for scale in (times(weight, state.scales[i]) for weight in targets[i].values()):
             if isinstance(scale, list) and (mask is None or len(scale) != pictures):
                 raise ValueError(
                     f"The scale of IP-Adapter {i} is a list of {len(scale)}, one per masked picture, but there are "
@@ -934,43 +1180,7 @@ def _check_masks(masks: Any, call: _Call, state: AdapterState | None, targets: S
                 )
 
 
-def _check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
-    for file, layer in zip(files, projection.image_projection_layers, strict=True):
-        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
-            continue
-        config, width = encoder.config, _first_linear(layer).in_features
-        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
-        if given != width:
-            raise ValueError(
-                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
-                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
-            )
-
-
-def _open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub: dict[str, Any]) -> list[AdapterFile]:
-    """Find and open the checkpoints, one per weight name. A single source or subfolder stands for all."""
-    sources = sources * len(names) if len(sources) == 1 else sources
-    subfolders = subfolders * len(names) if len(subfolders) == 1 else subfolders
-    if not len(names) == len(sources) == len(subfolders):
-        raise ValueError(
-            "`weight_name`, `subfolder` and `pretrained_model_name_or_path_or_dict` must have the same length, but "
-            f"have {len(names)}, {len(subfolders)} and {len(sources)}."
-        )
-    hub = dict.fromkeys(HUB_ARGUMENTS) | {"force_download": False, "user_agent": USER_AGENT} | hub
-    files = []
-    for source, subfolder, name in zip(sources, subfolders, names, strict=True):
-        if not isinstance(source, (str, Path, Mapping)):
-            raise TypeError(
-                "`pretrained_model_name_or_path_or_dict` must be a repository, a folder, a file, a dict or a list "
-                f"of them, but is {source!r}."
-            )
-        if not isinstance(source, Mapping):
-            source = Path(_get_model_file(source, weights_name=name, subfolder=subfolder, **hub))
-        files.append(AdapterFile(source))
-    return files
-
-
-def _cut_with_guidance(arguments: Mapping[str, Any], call: _Call) -> dict[str, Any]:
+def cut_with_guidance(arguments: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """A callback that cuts guidance cuts the text rows: cut the image rows too, which the host would keep."""
     callback = arguments.get("callback_on_step_end")
     if callback is None:
@@ -993,7 +1203,7 @@ def _cut_with_guidance(arguments: Mapping[str, Any], call: _Call) -> dict[str, A
 
 
 @contextmanager
-def _processors_kept(unet: Any) -> Iterator[None]:
+def processors_kept(unet: Any) -> Iterator[None]:
     # PAG puts its own processors on the UNet, and leaves them there when a callback raises.
     before = dict(unet.attn_processors)
     try:
@@ -1004,7 +1214,108 @@ def _processors_kept(unet: Any) -> Iterator[None]:
         raise
 
 
-# --- The variants ----------------------------------------------------------------------------------------------------
+def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
+    names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
+    for name in (*names, "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
+        if arguments.get(name) is not None and arguments[name] is not False:
+            raise ValueError(
+                f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
+                f"its content removed. Pass `style` or `{name}`; `encode_style` makes a style of a reference."
+            )
+
+
+def check_style_scale(style: Any, scale: Any) -> None:
+    if style is None and scale != 1.0:
+        raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
+
+
+def package(module: str, what: str) -> Any:
+    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
+    try:
+        return importlib.import_module(f"instantstyle.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "instantstyle":
+            raise
+        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
+
+
+@torch.no_grad()
+def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
+    """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
+    content = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
+    call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
+    before, pipe._instantstyle_call = pipe._instantstyle_call, call
+    try:
+        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, pipe._execution_device, 1, True)
+    finally:
+        pipe._instantstyle_call = before
+        pipe.maybe_free_model_hooks()
+    return rows
+
+
+# --- Which pipelines take the mixin, the names of their variants, and the code that loads them -----------------------
+
+
+def check_host(host: type) -> None:
+    def code(cls: type) -> Any:
+        method = getattr(getattr(cls, "prepare_ip_adapter_image_embeds", None), "__code__", None)
+        return method and (method.co_code, method.co_names, method.co_varnames)
+
+    if code(host) != code(StableDiffusionPipeline) or not hasattr(host, "load_ip_adapter"):
+        raise ValueError(
+            f"{host.__name__} cannot have InstantStyle: it takes no IP-Adapter of the Stable Diffusion families, or "
+            "prepares its image embeddings in a way of its own."
+        )
+
+
+def joint_signature(host: Callable, ours: Callable) -> inspect.Signature:
+    theirs, variadic = inspect.signature(host), inspect.Parameter.VAR_KEYWORD
+    added = [inspect.signature(ours).parameters[name] for name in inspect.getfullargspec(ours).kwonlyargs]
+    before = [p for p in theirs.parameters.values() if p.kind is not variadic]
+    return theirs.replace(parameters=[*before, *added, *(p for p in theirs.parameters.values() if p.kind is variadic)])
+
+
+def variant_name(host: type) -> str:
+    pattern = "^(StableDiffusionXL|StableDiffusion|.*(?=Pipeline$))"
+    return re.sub(pattern, r"\1InstantStyle", host.__name__, count=1)
+
+
+def class_entry(host: type) -> list[str]:
+    if host is StableDiffusionXLPipeline:
+        return ["pipeline_instantstyle", variant_name(host)]
+    # Files of one basename share a module in one process, so each host has its own.
+    return [host.__module__.rpartition(".")[2].replace("pipeline_", "pipeline_instantstyle_", 1), variant_name(host)]
+
+
+def plugin_file() -> Path:
+    """The plugin's one file: this one, or the one that the modules beside this one are joined into."""
+    here = Path(__file__)
+    return here.parents[2] / "pipeline_instantstyle.py" if here.name == "hosts.py" else here
+
+
+def write_code(host: Any, folder: Path) -> list[str]:
+    """Write what loads the variant of a host where nothing but diffusers is installed.
+
+    Args:
+        host: as `with_instantstyle` takes it.
+        folder: gets the plugin's file and, for hosts other than `StableDiffusionXLPipeline`, a small one that
+            imports it.
+
+    Returns:
+        The class entry for `model_index.json`: the name of the file to load, without `.py`, and of the class in it.
+    """
+    module, name = class_entry(host)
+    shutil.copyfile(plugin_file(), folder / "pipeline_instantstyle.py")
+    if module != "pipeline_instantstyle":
+        (folder / f"{module}.py").write_text(
+            f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
+            "from .pipeline_instantstyle import with_instantstyle\n\n\n"
+            f"{name} = with_instantstyle({host.__name__})\n"
+        )
+    return [module, name]
+
+
+# --- The variants: the mixin, and the pipeline for Stable Diffusion XL -----------------------------------------------
 
 
 _Host: Any = object  # to a type checker: whatever class the mixin is put in front of
@@ -1019,7 +1330,7 @@ class InstantStyleMixin(_Host):
     """
 
     _instantstyle_host: Any
-    _instantstyle_call: _Call | None = None
+    _instantstyle_call: Call | None = None
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -1028,7 +1339,7 @@ class InstantStyleMixin(_Host):
         if mixin is None:
             return
         cls._instantstyle_host = host = cls.__bases__[cls.__bases__.index(mixin) + 1]
-        _check_host(host)
+        check_host(host)
         run: Any = mixin.__call__
 
         # Testers and user interfaces read the signature: it shows the host's parameters and ours.
@@ -1036,7 +1347,7 @@ class InstantStyleMixin(_Host):
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             return run(self, *args, **kwargs)
 
-        vars(call)["__signature__"] = _joint_signature(host.__call__, run)
+        vars(call)["__signature__"] = joint_signature(host.__call__, run)
         cls.__call__ = call  # type: ignore[method-assign]
 
     def __call__(
@@ -1071,78 +1382,28 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: an argument does not fit the others or what is loaded. Nothing is changed then.
             RuntimeError: `style` where another one is applied to the UNet already.
         """
-        arguments, unet = _bind(super().__call__, args, kwargs), self._bare_unet
+        names = inspect.getfullargspec(InstantStyleMixin.__call__).kwonlyargs
+        arguments, unet = bind(super().__call__, args, kwargs, names), bare_unet(self)
         ours: dict[str, Any] = {
             "neg_content_prompt": neg_content_prompt,
             "neg_content_embeds": neg_content_embeds,
             "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
         }
-        _check_style_scale(style, style_scale)
+        check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
-                stack.enter_context(_package("applying", "`style`").worn(self, style, style_scale))
+                stack.enter_context(package("applying", "`style`").worn(self, style, style_scale))
             state = adapter_state(unet)
-            call, targets = self._plan_call(arguments, state, target_blocks, neg_content_scale, **ours)
+            call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
-                arguments["ip_adapter_image_embeds"] = call.embeds or _placeholders(state)
-            arguments |= _cut_with_guidance(arguments, call)
-            stack.enter_context(_processors_kept(unet))
+                arguments["ip_adapter_image_embeds"] = call.embeds or placeholders(state)
+            arguments |= cut_with_guidance(arguments, call)
+            stack.enter_context(processors_kept(unet))
             if state is not None and targets is not None:
                 stack.enter_context(self._targets_for_call(state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
             self._instantstyle_call = call
             return super().__call__(**arguments)
-
-    def _plan_call(
-        self,
-        arguments: Mapping[str, Any],
-        state: AdapterState | None,
-        target_blocks: Any,
-        neg_content_scale: float | str,
-        **ours: Any,
-    ) -> tuple[_Call, list[dict[str, Scale]] | None]:
-        """What a call asks for, checked, and its targets where they are not those in force. Nothing is changed."""
-        standing = None if state is None else state.standing
-        if standing is not None:
-            amount = None if neg_content_scale == 1.0 else neg_content_scale
-            _refuse_beside_style({**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": amount})
-        call = self._read_call(arguments, state, neg_content_scale=neg_content_scale, **ours)
-        targets = None if target_blocks is None else _resolve_each(target_blocks, self._bare_unet, state)
-        if standing is not None:
-            call.embeds = standing(call.prompts)
-        masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
-        _check_masks(masks, call, state, targets or (state.targets if state else []))
-        if state is not None and not call.referenced:
-            targets = [{} for _ in state.targets]
-        return call, targets
-
-    def _read_call(
-        self,
-        arguments: Mapping[str, Any],
-        state: AdapterState | None,
-        neg_content_prompt: Any = None,
-        neg_content_embeds: Any = None,
-        neg_content_scale: float | str = 1.0,
-        ip_adapter_image_per_prompt: bool = False,
-    ) -> _Call:
-        if neg_content_prompt is not None and neg_content_embeds is not None:
-            raise ValueError("Provide either `neg_content_prompt` or `neg_content_embeds`, not both.")
-        call = _Call(
-            prompts=_prompt_count(arguments),
-            pictures=_read_pictures(arguments, state, ip_adapter_image_per_prompt),
-            embeds=_read_embeds(arguments, state),
-            per_prompt=ip_adapter_image_per_prompt,
-            content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
-            content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
-            content_scale=neg_content_scale,
-        )
-        if call.pictures is not None and self._component("image_encoder") is None:
-            raise ValueError(
-                "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass its "
-                "embeddings."
-            )
-        self._check_content(call, state)
-        return call
 
     def prepare_ip_adapter_image_embeds(
         self,
@@ -1170,11 +1431,12 @@ class InstantStyleMixin(_Host):
         if not call.referenced:
             ip_adapter_image_embeds = [e.expand(1 + guided, *e.shape[1:]) for e in ip_adapter_image_embeds]
         elif call.embeds is not None:
-            call.embeds = ip_adapter_image_embeds = _fit_rows(call.embeds, call.prompts, guided)
+            call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
-            ip_adapter_image = [_host_form(pictures, call.per_prompt) for pictures in call.pictures]
+            ip_adapter_image = [host_form(pictures, call.per_prompt) for pictures in call.pictures]
         # Content first: with model offloading the text tower leaves the device when the image tower comes.
-        content = self._encode_content(call, guided, device)
+        contents = None if call.content is None else call.contents(guided)
+        content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
         call.rows = []
         for both, removed in zip(embeds, content, strict=True):
@@ -1210,26 +1472,9 @@ class InstantStyleMixin(_Host):
             RuntimeError: a style is applied to the UNet.
             ImportError: this file is used without its package.
         """
-        encode = _package("baking", "`encode_style`").encode
-        self._adapter_to_change()
+        encode = package("baking", "`encode_style`").encode
+        adapter_to_change(self)
         return encode(self, image, neg_content_prompt, neg_content_scale, target_blocks, weights)
-
-    @torch.no_grad()
-    def _embed_reference(self, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
-        """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
-        call = self._read_call(
-            reference,
-            adapter_state(self._bare_unet),
-            neg_content_prompt=neg_content_prompt,
-            neg_content_scale=neg_content_scale,
-        )
-        before, self._instantstyle_call = self._instantstyle_call, call
-        try:
-            (rows,) = self.prepare_ip_adapter_image_embeds(None, None, self._execution_device, 1, True)
-        finally:
-            self._instantstyle_call = before
-            self.maybe_free_model_hooks()
-        return rows
 
     def unload_image_encoder(self) -> None:
         """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
@@ -1239,19 +1484,9 @@ class InstantStyleMixin(_Host):
         Raises:
             RuntimeError: a style is applied to the UNet.
         """
-        self._adapter_to_change()
-        with self._offloading_suspended():
+        adapter_to_change(self)
+        with offloading_suspended(self):
             self.register_modules(image_encoder=None)
-
-    @property
-    def _bare_unet(self) -> Any:
-        return bare_unet(self)
-
-    def _adapter_to_change(self) -> AdapterState | None:
-        state = adapter_state(self._bare_unet)
-        if state is not None and state.standing is not None:
-            raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
-        return state
 
     # Where to inject
 
@@ -1279,19 +1514,19 @@ class InstantStyleMixin(_Host):
                 Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
         """
-        _refuse_misspelt(kwargs, ["target_blocks"])
-        self._adapter_to_change()
-        unet, sources = self._bare_unet, _as_list(pretrained_model_name_or_path_or_dict)
-        subfolders, hub = _as_list(subfolder), _hub_arguments(kwargs)
-        files = _open_files(sources, subfolders, _as_list(weight_name), hub)
+        refuse_misspelt(kwargs, ["target_blocks"])
+        adapter_to_change(self)
+        unet, sources = bare_unet(self), as_list(pretrained_model_name_or_path_or_dict)
+        subfolders, hub = as_list(subfolder), hub_arguments(kwargs)
+        files = open_files(sources, subfolders, as_list(weight_name), hub)
         projection, processors = build_adapter(unet, files)
         state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
-        state.targets = _resolve_each(target_blocks, unet, state)
+        state.targets = resolve_each(target_blocks, unet, state)
         fetched = fetch(unet, state, state.targets, processors)
         loras = [{"ip_adapter": file.read_part("ip_adapter", only="_lora.")} for file in files]
-        towers = self._load_image_tower(sources[0], subfolders[0], image_encoder_folder, hub)
-        _check_widths(files, projection, towers.get("image_encoder") or self._component("image_encoder"))
-        with self._offloading_suspended():
+        towers = load_image_tower(self, sources[0], subfolders[0], image_encoder_folder, hub)
+        check_widths(files, projection, towers.get("image_encoder") or component(self, "image_encoder"))
+        with offloading_suspended(self):
             if (old := adapter_state(unet)) is not None:
                 detach(unet, old)
                 state.brought = old.brought
@@ -1308,41 +1543,16 @@ class InstantStyleMixin(_Host):
             self.load_lora_weights(lora, adapter_name=f"faceid_{i}")
             self.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
 
-    def _load_image_tower(
-        self, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The image encoder and feature extractor that the pipeline lacks, from where the host would load them."""
-        towers: dict[str, Any] = {}
-        encoder = self._component("image_encoder")
-        if encoder is None and folder is not None:
-            if isinstance(source, Mapping):
-                raise ValueError(
-                    "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
-                    "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
-                )
-            place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-            encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=self.dtype, **hub)
-            towers["image_encoder"] = encoder
-        if self._component("feature_extractor") is None:
-            side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
-            towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
-        return towers
-
-    def _component(self, name: str) -> Any:
-        # `DiffusionPipeline.from_pipe(..., custom_pipeline=...)` hands over a missing component as (None, None).
-        component = getattr(self, name)
-        return None if isinstance(component, (tuple, list)) else component
-
     def unload_ip_adapter(self) -> None:
         """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay.
 
         Raises:
             RuntimeError: a style is applied to the UNet.
         """
-        unet, state = self._bare_unet, self._adapter_to_change()
+        unet, state = bare_unet(self), adapter_to_change(self)
         if state is None:
             return
-        with self._offloading_suspended():
+        with offloading_suspended(self):
             detach(unet, state)
             ours = [name for name, brought in state.brought.items() if getattr(self, name) is brought()]
             self.register_modules(**dict.fromkeys(ours))
@@ -1364,8 +1574,8 @@ class InstantStyleMixin(_Host):
                 Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
         """
-        state = self._adapter_to_change()
-        targets = _resolve_each(target_blocks, self._bare_unet, state)
+        state = adapter_to_change(self)
+        targets = resolve_each(target_blocks, bare_unet(self), state)
         self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets))
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
@@ -1379,28 +1589,28 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
         """
-        state = self._adapter_to_change()
+        state = adapter_to_change(self)
         if state is None:
             return super().set_ip_adapter_scale(scale)
         configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
         targets, scales = list(state.targets), list(configs)
         for i, config in enumerate(configs[: len(targets)]):
             if isinstance(config, Mapping):
-                (blocks,) = _maybe_expand_lora_scales(self._bare_unet, [config], default_scale=0.0)
-                targets[i] = resolve_target_blocks(blocks, text_layers(self._bare_unet), {})
+                (blocks,) = _maybe_expand_lora_scales(bare_unet(self), [config], default_scale=0.0)
+                targets[i] = resolve_target_blocks(blocks, text_layers(bare_unet(self)), {})
                 scales[i] = 1.0
         self._retarget(state, targets, scales)
 
     @property
     def target_blocks(self) -> Any:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        unet = self._bare_unet
+        unet = bare_unet(self)
         state = adapter_state(unet)
         if state is None:
             return None
         blocks, processors = attention_blocks(unet), ip_processors(unet)
         scales = [{layer: p.scale[i] for layer, p in processors.items()} for i in range(len(state.targets))]
-        found = [_by_block(blocks, one) for one in scales]
+        found = [by_block(blocks, one) for one in scales]
         return found if len(found) > 1 else found[0]
 
     def _retarget(self, state: Any, targets: list[dict[str, Scale]], scales: list[Any]) -> None:
@@ -1409,12 +1619,12 @@ class InstantStyleMixin(_Host):
                 f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
             )
         for weights, scale in zip(targets, scales, strict=True):
-            _check_scale(scale, "`scale`")
+            check_scale(scale, "`scale`")
             for weight in weights.values():
-                _times(weight, scale)  # raises before anything changes
-        unet = self._bare_unet
+                times(weight, scale)  # raises before anything changes
+        unet = bare_unet(self)
         fetched = fetch(unet, state, targets, ip_processors(unet))
-        with self._offloading_suspended(bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
+        with offloading_suspended(self, bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
             state.targets, state.scales = targets, scales
             apply_targets(unet, state, fetched, targets)
             drop_muted(unet, state)
@@ -1422,50 +1632,21 @@ class InstantStyleMixin(_Host):
 
     @contextmanager
     def _targets_for_call(self, state: AdapterState, targets: list[dict[str, Scale]]) -> Iterator[None]:
-        unet = self._bare_unet
+        unet = bare_unet(self)
         processors = ip_processors(unet)
         fetched = fetch(unet, state, targets, processors)
         before = {layer: (p.scale, list(p.to_k_ip), list(p.to_v_ip)) for layer, p in processors.items()}
         try:
-            with self._offloading_suspended(bool(fetched)):
+            with offloading_suspended(self, bool(fetched)):
                 apply_targets(unet, state, fetched, targets)
             yield
         finally:
-            with self._offloading_suspended(bool(fetched)):
+            with offloading_suspended(self, bool(fetched)):
                 for layer, (scale, _, _) in before.items():
                     processors[layer].scale = scale
                 for layer, i in fetched:
                     _, keys, values = before[layer]
                     processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = keys[i], values[i]
-
-    @contextmanager
-    def _offloading_suspended(self, needed: bool = True) -> Iterator[None]:
-        """Without the hooks of model, sequential and group offloading, which come back as they were."""
-        if not needed:
-            yield
-            return
-        before, device = self._modules(), None
-        if any(hasattr(module, "_hf_hook") for module in before.values()):
-            # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
-            device = getattr(self, "_offload_device", self._execution_device)
-        by_model, sequential, by_group = _func_optionally_disable_offloading(self)
-        try:
-            yield
-        finally:
-            if by_model:
-                self.enable_model_cpu_offload(device=device)
-            elif sequential:
-                self.enable_sequential_cpu_offload(device=device)
-            elif by_group:
-                hook = _get_top_level_group_offload_hook(self._bare_unet)
-                for name, module in self._modules().items():
-                    if name in before:
-                        _maybe_remove_and_reapply_group_offloading(module)
-                    elif hook is not None:
-                        _apply_group_offloading(module, hook.config)
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self.components.items() if isinstance(module, nn.Module)}
 
     # What to remove
 
@@ -1486,90 +1667,18 @@ class InstantStyleMixin(_Host):
         Raises:
             TypeError: the text encoder has no projection into CLIP's shared space.
         """
-        missing = set()
-        if isinstance(source, (tuple, list)) and len(source) == 2:
-            encoder, tokenizer = source
-        elif isinstance(source, (str, Path)):
-            place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
-            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **_hub_arguments(kwargs))
-            kwargs = {"dtype": self._bare_unet.dtype} | kwargs | {"output_loading_info": True}
-            with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
-                encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
-            missing = set(info["missing_keys"])
-        else:
-            raise TypeError(
-                f"`source` must be a repository, a folder or (text_encoder, tokenizer), but is {source!r}."
-            )
-        if not hasattr(encoder, "text_projection") or missing:
-            came = f"lacks {min(missing)!r}" if missing else f"holds a {type(encoder).__name__}"
-            raise TypeError(f"`source` must hold a CLIPTextModelWithProjection, but {came}.")
-        self._bare_unet._instantstyle_content = ContentEncoder(encoder.eval(), tokenizer)
+        unet = bare_unet(self)
+        unet._instantstyle_content = read_content_encoder(source, subfolder, tokenizer_subfolder, unet.dtype, **kwargs)
 
     def unload_content_encoder(self) -> None:
         """Forget what `load_content_encoder` gave."""
-        self._bare_unet.__dict__.pop("_instantstyle_content", None)
-
-    def _content_encoder(self, width: int) -> ContentEncoder:
-        encoder = self._bare_unet.__dict__.get("_instantstyle_content")
-        own = getattr(self, "text_encoder_2", None)
-        if encoder is None and hasattr(own, "text_projection"):
-            encoder = ContentEncoder(own, self.tokenizer_2, placed=True)
-        if encoder is None or encoder.width != width:
-            at_hand = "there is none" if encoder is None else f"the one at hand gives {encoder.width}"
-            raise ValueError(
-                f"`neg_content_prompt` needs the text tower of the adapter's CLIP, with embeddings of width {width}, "
-                f"but {at_hand}. Call `load_content_encoder`; for ViT-H with 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K'."
-            )
-        return encoder
-
-    def _check_content(self, call: _Call, state: AdapterState | None) -> None:
-        name, prompted = call.content_name, call.content_name == "neg_content_prompt"
-        if call.content_scale != "auto":
-            _check_number(call.content_scale, "`neg_content_scale`", 'a number or "auto"')
-        if call.content is None:
-            return
-        if state is None or not call.referenced:
-            raise ValueError(f"`{name}` is removed from a reference, but there is none. Pass `ip_adapter_image` too.")
-        try:
-            contents = call.contents()
-        except ValueError:  # under guidance, of which the host has yet to tell, half of the rows are unconditional
-            contents = call.contents(guided=True)
-        for layer, leaves in zip(state.projection.image_projection_layers, contents, strict=True):
-            given = [leaf for leaf in leaves if leaf is not None]
-            if given and not isinstance(layer, ImageProjection):
-                raise ValueError(
-                    f"`{name}` can be removed from one global embedding per picture, not from the patch or face "
-                    f"embeddings of {type(layer).__name__}. Pass None for this adapter."
-                )
-            for leaf in given:
-                _check_content_leaf(leaf, name, prompted, layer.image_embeds.in_features)
-            if given and prompted:
-                self._content_encoder(layer.image_embeds.in_features).tokenize(given)
-
-    def _encode_content(self, call: _Call, guided: bool, device: torch.device) -> list[torch.Tensor | None]:
-        """For each adapter the content of its references, shape `(references, d)`, or None."""
-        layers = self._bare_unet.encoder_hid_proj.image_projection_layers
-        if call.content is None:
-            return [None] * len(layers)
-        encoded: list[torch.Tensor | None] = []
-        for layer, leaves in zip(layers, call.contents(guided), strict=True):
-            if all(leaf is None for leaf in leaves):
-                encoded.append(None)
-                continue
-            width = layer.image_embeds.in_features
-            vectors: dict[Any, torch.Tensor] = {None: torch.zeros(width)}
-            texts = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, str)))
-            if texts:
-                vectors |= zip(texts, self._content_encoder(width).encode(texts, device), strict=True)
-            rows = [leaf if isinstance(leaf, torch.Tensor) else vectors[leaf] for leaf in leaves]
-            encoded.append(torch.stack([row.to(device, torch.float32).reshape(width) for row in rows]))
-        return encoded
+        bare_unet(self).__dict__.pop("_instantstyle_content", None)
 
     # Services of the host that copy or save the UNet
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Callable | None = None) -> None:
         """Switch xformers on or off as the host does. The adapter follows."""
-        with lifted(self._bare_unet):
+        with lifted(bare_unet(self)):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
 
     @classmethod
@@ -1578,7 +1687,7 @@ class InstantStyleMixin(_Host):
         source = bare_unet(pipeline)
         with lifted(source) as adapter:
             new = super().from_pipe(pipeline, **kwargs)
-            unet = new._bare_unet
+            unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
                     state, processors = adapter
@@ -1590,7 +1699,7 @@ class InstantStyleMixin(_Host):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as the host does, with the code that loads the folder again, without adapter and content encoder."""
-        with lifted(self._bare_unet):
+        with lifted(bare_unet(self)):
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -1602,7 +1711,7 @@ class InstantStyleMixin(_Host):
 
     def to_json_string(self) -> str:
         """The host's, with the class entry that loads the saved folder without a `custom_pipeline` argument."""
-        config = json.loads(super().to_json_string()) | {"_class_name": _class_entry(self._instantstyle_host)}
+        config = json.loads(super().to_json_string()) | {"_class_name": class_entry(self._instantstyle_host)}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -1610,58 +1719,6 @@ class InstantStyleMixin(_Host):
         # The class entry is for `DiffusionPipeline`; this class already is the code to run.
         config = super()._dict_from_json_file(*args, **kwargs)
         return config | {"_class_name": cls.__name__} if isinstance(config.get("_class_name"), list) else config
-
-
-def _check_host(host: type) -> None:
-    def code(cls: type) -> Any:
-        method = getattr(getattr(cls, "prepare_ip_adapter_image_embeds", None), "__code__", None)
-        return method and (method.co_code, method.co_names, method.co_varnames)
-
-    if code(host) != code(StableDiffusionPipeline) or not hasattr(host, "load_ip_adapter"):
-        raise ValueError(
-            f"{host.__name__} cannot have InstantStyle: it takes no IP-Adapter of the Stable Diffusion families, or "
-            "prepares its image embeddings in a way of its own."
-        )
-
-
-def _joint_signature(host: Callable, ours: Callable) -> inspect.Signature:
-    theirs, variadic = inspect.signature(host), inspect.Parameter.VAR_KEYWORD
-    added = [inspect.signature(ours).parameters[name] for name in inspect.getfullargspec(ours).kwonlyargs]
-    before = [p for p in theirs.parameters.values() if p.kind is not variadic]
-    return theirs.replace(parameters=[*before, *added, *(p for p in theirs.parameters.values() if p.kind is variadic)])
-
-
-def _variant_name(host: type) -> str:
-    pattern = "^(StableDiffusionXL|StableDiffusion|.*(?=Pipeline$))"
-    return re.sub(pattern, r"\1InstantStyle", host.__name__, count=1)
-
-
-def _class_entry(host: type) -> list[str]:
-    if host is StableDiffusionXLPipeline:
-        return ["pipeline_instantstyle", _variant_name(host)]
-    # Files of one basename share a module in one process, so each host has its own.
-    return [host.__module__.rpartition(".")[2].replace("pipeline_", "pipeline_instantstyle_", 1), _variant_name(host)]
-
-
-def write_code(host: Any, folder: Path) -> list[str]:
-    """Write what loads the variant of a host where nothing but diffusers is installed.
-
-    Args:
-        host: as `with_instantstyle` takes it.
-        folder: gets this file and, for hosts other than `StableDiffusionXLPipeline`, a small one that imports it.
-
-    Returns:
-        The class entry for `model_index.json`: the name of the file to load, without `.py`, and of the class in it.
-    """
-    module, name = _class_entry(host)
-    shutil.copyfile(__file__, folder / "pipeline_instantstyle.py")
-    if module != "pipeline_instantstyle":
-        (folder / f"{module}.py").write_text(
-            f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
-            "from .pipeline_instantstyle import with_instantstyle\n\n\n"
-            f"{name} = with_instantstyle({host.__name__})\n"
-        )
-    return [module, name]
 
 
 @functools.cache
@@ -1680,7 +1737,7 @@ def with_instantstyle(host: Any) -> Any:
     if hasattr(host, "_instantstyle_host"):
         return host
     doc = f"{host.__name__} in the style of a reference picture (arXiv 2404.02733)."
-    return type(_variant_name(host), (InstantStyleMixin, host), {"__doc__": doc})
+    return type(variant_name(host), (InstantStyleMixin, host), {"__doc__": doc})
 
 
 class StableDiffusionXLInstantStylePipeline(InstantStyleMixin, StableDiffusionXLPipeline):

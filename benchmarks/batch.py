@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.clock import Times, rounds, timed
-from instantstyle import cli, grid
+from instantstyle.commands import cli
+from instantstyle.inference import grid
 
 
 BATCH, SINGLY, LOOP = "batch, 8 at a time", "batch, 1 at a time", "generate, once each"

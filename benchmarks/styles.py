@@ -20,10 +20,11 @@ from benchmarks.loading import mark_peak, status
 from benchmarks.sdxl import SDXL, Dimensions, build_pipeline, build_unet, fill
 from benchmarks.sides import AGAIN, PLAIN, STYLE_DICT, Attachment, adapter_modules
 from benchmarks.steps import inputs
-from instantstyle.applying import Lookup, worn
-from instantstyle.baking import bake, dtype_of, family_of, fingerprint, projections, scales_for, text_width_of
-from instantstyle.style import Style
-from instantstyle.style_recipe import Recipe, Source
+from instantstyle.identity import fingerprint, style_family_of
+from instantstyle.styles.apply import Lookup, worn
+from instantstyle.styles.encode import bake, dtype_of, projections, scales_for, text_width_of
+from instantstyle.styles.provenance import Provenance, Source
+from instantstyle.styles.style import Style
 from instantstyle.version import versions
 from pipeline_instantstyle import adapter_state
 
@@ -96,8 +97,8 @@ class Bench:
         assert state is not None
         scales = scales_for(self.unet, state, None)
         layers = projections(self.unet, state, scales)
-        recipe = Recipe(
-            family=family_of(self.unet),
+        recipe = Provenance(
+            family=style_family_of(self.unet),
             text_width=text_width_of(self.unet),
             scales=scales,
             sources=(Source((1024, 1024), content="a star"),),

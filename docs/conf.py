@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from instantstyle import cli
+from instantstyle.commands import cli
 from instantstyle.version import __version__
 
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from instantstyle import cli
+from instantstyle.commands import cli
 
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ python examples/make_reference.py
 
 from pathlib import Path
 
-from instantstyle.gallery import REFERENCES, draw_reference
+from instantstyle.hub.gallery import REFERENCES, draw_reference
 
 
 def main() -> None:

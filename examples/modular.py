@@ -11,7 +11,7 @@ from diffusers import AdaptiveProjectedGuidance
 from diffusers.utils import load_image
 
 from instantstyle import tiny
-from instantstyle.modular import InstantStyleXLBlocks, variant_of
+from instantstyle.pipelines.modular import InstantStyleXLBlocks, variant_of
 
 
 MODEL = str(tiny.path())

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from instantstyle.applying import applied
-    from instantstyle.hires import disable_hidiffusion, enable_hidiffusion
-    from instantstyle.pipelines import (
+    from instantstyle.pipelines.hidiffusion import disable_hidiffusion, enable_hidiffusion
+    from instantstyle.pipelines.variants import (
         StableDiffusionInstantStyleControlNetImg2ImgPipeline,
         StableDiffusionInstantStyleControlNetInpaintPipeline,
         StableDiffusionInstantStyleControlNetPipeline,
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
         StableDiffusionXLInstantStyleImg2ImgPipeline,
         StableDiffusionXLInstantStyleInpaintPipeline,
     )
-    from instantstyle.style import Style
+    from instantstyle.styles.apply import applied
+    from instantstyle.styles.style import Style
     from pipeline_instantstyle import (
         InstantStyleMixin,
         StableDiffusionXLInstantStylePipeline,
@@ -60,8 +60,6 @@ def __getattr__(name: str) -> Any:
     # Imported when first asked for: the command line answers `--help` without waiting for diffusers.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = (
-        "pipeline_instantstyle",
-        *(f"instantstyle.{home}" for home in ("pipelines", "style", "applying", "hires")),
-    )
+    ours = ("pipelines.variants", "styles.style", "styles.apply", "pipelines.hidiffusion")
+    homes = ("pipeline_instantstyle", *(f"instantstyle.{home}" for home in ours))
     return next(getattr(module, name) for module in map(import_module, homes) if hasattr(module, name))

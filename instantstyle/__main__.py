@@ -2,7 +2,7 @@
 
 import sys
 
-from instantstyle.cli import main
+from instantstyle.commands.cli import main
 
 
 if __name__ == "__main__":

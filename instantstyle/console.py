@@ -1,9 +1,25 @@
-"""What is printed while a command runs, by it and by other libraries."""
+"""The console: quiet hosts, errors in one line, text tables, and packages that are missing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+
+def need(package: str, extra: str, why: str) -> None:
+    """Refuse to go on without a package of an extra.
+
+    Args:
+        package: The package that is imported.
+        extra: What brings it.
+        why: The sentence that the error ends with "which is missing".
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f'{why}, which is missing: pip install "instantstyle[{extra}]"')
 
 
 def one_line(error: Exception) -> str:
@@ -44,3 +60,15 @@ def hushed() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Align columns; those numbered in `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(w) if n in right else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Files to write: checked before the work that fills them, and then there whole or not at all."""
+"""Files: where weights are found, and outputs that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -31,19 +32,19 @@ def check_output(option: str, text: str, suffix: str, keeps: str) -> Path:
     return path
 
 
-def output_folder(text: str) -> Path:
-    """Check the folder of the report, which is made when there is something to put into it.
+def output_folder(option: str, text: str) -> Path:
+    """Check the folder that an option asks for, which is made when there is something to put into it.
 
     Raises:
         ValueError: It is a file, or it or the folder that it is to be in cannot be written.
     """
     folder = Path(text)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output: {text} is not a folder.")
+        raise ValueError(f"{option}: {text} is not a folder.")
     if not folder.exists() and not folder.parent.is_dir():
-        raise ValueError(f"--output: the folder {folder.parent} does not exist.")
+        raise ValueError(f"{option}: the folder {folder.parent} does not exist.")
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"--output: {text} cannot be written.")
+        raise ValueError(f"{option}: {text} cannot be written.")
     return folder
 
 
@@ -85,3 +86,67 @@ def current_umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = (".safetensors", ".bin")
+
+
+def tensor_names(path: Path, who: str) -> list[str]:
+    """Read the names in a safetensors file, without its tensors. `who` named it, for errors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{who} {path.name} is not a safetensors file ({error}).") from error
+
+
+def find_file(name: str, text: str, default: str) -> tuple[str, str]:
+    """Find a file of weights: FILE, or FOLDER_OR_REPOSITORY[:SUBFOLDER/FILE].
+
+    Args:
+        name: The option that gave it, for errors.
+        text: What it was given.
+        default: The file in a folder or repository that is named alone.
+
+    Returns:
+        The folder or repository, and the file in it.
+
+    Raises:
+        ValueError: It is neither, or the folder has no such file.
+    """
+    if Path(text).is_file():
+        return str(Path(text).parent), Path(text).name
+    source, file = split_file(text, default)
+    if Path(source).is_dir():
+        if not (Path(source) / file).is_file():
+            raise ValueError(f"{name}: {source} has no {file}; name the file as FOLDER:SUBFOLDER/FILE.")
+    elif not REPOSITORY.fullmatch(source):
+        raise ValueError(
+            f"{name}: {source!r} is not a folder or file here, nor a Hub repository; "
+            "expected a file, FOLDER[:SUBFOLDER/FILE] or OWNER/NAME[:SUBFOLDER/FILE]."
+        )
+    return source, file
+
+
+def split_file(text: str, default: str) -> tuple[str, str]:
+    """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source."""
+    source, colon, file = text.rpartition(":")
+    if colon and file.endswith(WEIGHTS):
+        return source, file
+    return text, default
+
+
+def label_of_file(text: str, default: str) -> str:
+    """Name a file of weights as `find_file` takes it, without its local path."""
+    if Path(text).is_file():
+        return Path(text).name
+    source, file = split_file(text, default)
+    return f"{label_of(source)}:{file}"
+
+
+def label_of(source: str) -> str:
+    """Name a folder by its last part, and a Hub repository in full."""
+    return Path(source).resolve().name if Path(source).exists() else source

@@ -16,7 +16,8 @@ from diffusers import DiffusionPipeline
 from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapter
 
 import instantstyle
-from instantstyle import cli, generate, models
+from instantstyle.commands import cli
+from instantstyle.inference import models, session
 
 
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
@@ -139,7 +140,7 @@ def pipe():
         **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
     )
     model = models.find_model("tiny")
-    found = generate.load(options, model, models.find_adapter(None, model))
+    found = session.load(options, model, models.find_adapter(None, model))
     found.set_progress_bar_config(disable=True)
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from instantstyle import cli
+from instantstyle.commands import cli
 from instantstyle.demo.studio import Studio
 
 

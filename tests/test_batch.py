@@ -19,9 +19,10 @@ from PIL import Image
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import instantstyle
-from instantstyle import cli, generate, grid, models, reading, recipe
-from instantstyle.batch import manifest, painter, processes
-from instantstyle.sheet import Sheet
+from instantstyle.commands import cli
+from instantstyle.commands.batch import manifest, painter, processes
+from instantstyle.inference import grid, models, recipe, request, session, values
+from instantstyle.inference.sheet import Sheet
 
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,7 @@ def every_kind(given: dict[str, str]) -> Table:
 
 def as_generate(row: dict[str, Any], out: Path) -> list[str]:
     """Say a row in the words of `generate`."""
-    options = [word for name, value in row.items() if name != "prompt" for word in (generate.option(name), str(value))]
+    options = [word for name, value in row.items() if name != "prompt" for word in (request.option(name), str(value))]
     return ["generate", row["prompt"], "--steps", "2", *options, "--device", "cpu", "-o", str(out)]
 
 
@@ -133,7 +134,7 @@ def test_a_row_is_what_generate_makes_of_it(tmp_path, given, painted):
     for number, row in enumerate(table):
         made, alone = tmp_path / "out" / f"{number + 1:06}.png", tmp_path / "alone.png"
         assert cli.main(as_generate(row, alone)) == 0
-        assert recipe.read(made) == recipe.read(alone)
+        assert recipe.read_recipe(made) == recipe.read_recipe(alone)
         assert alike(made, alone), number
     assert cli.main(as_generate(row | {"seed": 99}, alone)) == 0
     assert not alike(made, alone)
@@ -160,7 +161,7 @@ def test_rows_are_painted_over_together_as_generate_does_it_alone(tmp_path, give
     for number, row in enumerate(table):
         made = tmp_path / "out" / f"{number + 1:06}.png"
         assert cli.main([*as_generate(row, alone), "--vae-tiling"]) == 0
-        assert recipe.read(made) == recipe.read(alone)
+        assert recipe.read_recipe(made) == recipe.read_recipe(alone)
         assert alike(made, alone, 4), number
     assert cli.main([*as_generate(row | {"upscale_strength": 0.8}, alone), "--vae-tiling"]) == 0
     assert not alike(made, alone, 20)
@@ -182,7 +183,7 @@ def test_a_column_is_an_option_of_generate_and_all_others_are_for_the_command_li
     (commands,) = (one for one in cli.build_parser()._actions if isinstance(one, argparse._SubParsersAction))
     actions = {name: {one.dest: one for one in commands.choices[name]._actions} for name in ("generate", "batch")}
     readers = {
-        name: reading.truth if one.const is True else one.type or str for name, one in actions["generate"].items()
+        name: values.truth if one.const is True else one.type or str for name, one in actions["generate"].items()
     }
     columns = manifest.COLUMNS
     for column in columns.keys() - {"prompt", "output"}:
@@ -199,7 +200,7 @@ def test_what_is_made_is_not_made_again(tmp_path, given, painted, capsys):
     assert cli.main(words(path)) == 0
     before = {one: one.stat().st_mtime_ns for one in (tmp_path / "out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "load", lambda *_: pytest.fail("the model was loaded"))
+        patch.setattr(session, "load", lambda *_: pytest.fail("the model was loaded"))
         assert cli.main(words(path)) == 0
     assert painted == [[0, 1, 2, 3]]
     assert {one: one.stat().st_mtime_ns for one in (tmp_path / "out").iterdir()} == before
@@ -264,7 +265,7 @@ Blank.__name__ = "StableDiffusionXLInstantStylePipeline"
 @pytest.fixture
 def blank(monkeypatch) -> None:
     """Load a pipeline that takes no time."""
-    monkeypatch.setattr(generate, "load", lambda *_: Blank())
+    monkeypatch.setattr(session, "load", lambda *_: Blank())
 
 
 def test_the_command_line_stands_in_where_a_row_says_nothing(tmp_path, given, blank):
@@ -274,7 +275,7 @@ def test_the_command_line_stands_in_where_a_row_says_nothing(tmp_path, given, bl
     stand_in = ["--style", given["style0.png"], "--negative", "a cross"]
 
     def found() -> list[dict]:
-        return [recipe.read(tmp_path / "out" / f"{number:06}.png") for number in range(1, 5)]
+        return [recipe.read_recipe(tmp_path / "out" / f"{number:06}.png") for number in range(1, 5)]
 
     assert cli.main(words(path, *stand_in)) == 0
     seeds = [one["seed"] for one in found()]
@@ -289,7 +290,7 @@ def test_what_a_style_file_has_behind_it_is_its_own(tmp_path, given):
     table = [row | {"style": given["style0.safetensors"]} for row in four(given)[:1]]
     path = write(tmp_path, [*table, four(given)[1]])
     assert cli.main(words(path, "--content", "a star", "--target-blocks", "all")) == 0
-    first, second = (recipe.read(tmp_path / "out" / f"00000{number}.png") for number in (1, 2))
+    first, second = (recipe.read_recipe(tmp_path / "out" / f"00000{number}.png") for number in (1, 2))
     assert (first["content"], first["target_blocks"], first["adapter"]) == (None, None, None)
     assert (second["content"], second["target_blocks"]) == ("a star", {"all": 1.0})
 
@@ -317,7 +318,7 @@ def work(asked: list[str], log: Path, dies_at: int | None) -> None:
     """
     torch.set_num_threads(1)  # the other threads were not copied
     accelerate.PartialState._reset_state()
-    paint, keep = painter.Painter.paint, generate.keep
+    paint, keep = painter.Painter.paint, recipe.keep
 
     def noting(self, numbers):
         with log.open("a") as file:
@@ -329,7 +330,7 @@ def work(asked: list[str], log: Path, dies_at: int | None) -> None:
             picture.save = lambda scratch, **_: (Path(scratch).write_bytes(b"torn"), os.kill(os.getpid(), 9))
         keep(picture, path, *rest)
 
-    painter.Painter.paint, generate.keep = noting, dying
+    painter.Painter.paint, recipe.keep = noting, dying
     assert cli.main(asked) == 0
 
 
@@ -485,7 +486,7 @@ def test_a_disk_that_is_full_ends_the_run(tmp_path, given, blank, painted, monke
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recipe, "write", fail)
+    monkeypatch.setattr(recipe, "write_recipe", fail)
     assert cli.main(words(write(tmp_path, four(given)), "--batch-size", "1")) == 2
     assert painted == [[0]]
     assert "No space left on device" in capsys.readouterr().err
@@ -617,7 +618,7 @@ def test_a_sheet_shows_all_pictures_in_their_order(tmp_path, given, capsys):
         shown = np.asarray(drawn.crop(plan.box(*divmod(place, 3))))[:: plan.factor, :: plan.factor]
         file = tmp_path / "out" / f"{number:06}.png" if number else None
         assert (shown == (pixels(file) if file else 255)).all(), place
-    assert recipe.read(tmp_path / "sheet.png")["manifest"]["file"] == "rows.jsonl"
+    assert recipe.read_recipe(tmp_path / "sheet.png")["manifest"]["file"] == "rows.jsonl"
 
 
 @pytest.mark.parametrize("command", ["generate", "batch"])
@@ -656,4 +657,4 @@ def test_what_cannot_be_spread_over_devices(options, message):
     given = {"device_map": "balanced", "device": None, "offload": "none", "controlnet": None, **options}
     model = models.Model("owner/name", "owner/name", "sdxl", options.get("single_file", False), {})
     with pytest.raises(ValueError, match=message):
-        generate.check_device_map(argparse.Namespace(**given), model)
+        request.check_device_map(argparse.Namespace(**given), model)

@@ -15,7 +15,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from instantstyle import generate
+from instantstyle.inference import recipe
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +50,13 @@ def test_the_benchmark_of_batches_makes_the_same_pictures_in_each_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: dict[str, list[Any]] = {}
-    keep = generate.keep
+    keep = recipe.keep
 
     def note(image: Image.Image, path: Path, options: Any, *rest: Any) -> None:
         made.setdefault(str(path.parent), []).append((options.seed, np.asarray(image, dtype=np.int16)))
         keep(image, path, options, *rest)
 
-    monkeypatch.setattr(generate, "keep", note)
+    monkeypatch.setattr(recipe, "keep", note)
     found = measure("batch", tmp_path, monkeypatch)
     assert all(len(row) == 3 and all(one["median"] > 0 for one in row.values()) for row in found["rows"].values())
     first, *others = made.values()

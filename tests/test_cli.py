@@ -15,7 +15,9 @@ from hosts import content_encoder, write_adapter, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 
-from instantstyle import Style, cli, generate, models, recipe, tiny
+from instantstyle import Style, tiny
+from instantstyle.commands import cli, generate
+from instantstyle.inference import models, recipe, request, session
 from instantstyle.version import __version__
 
 
@@ -164,7 +166,7 @@ def test_several_target_blocks(paint):
 def test_several_pictures_are_numbered_and_each_has_its_seed(tmp_path, paint):
     made = run("a heart", "a ring", "--num-images", "2", out=tmp_path / "many.png")
     assert [path.name for path in made] == [f"many-{index}.png" for index in range(4)]
-    own = [recipe.read(path)["picture"] for path in made]
+    own = [recipe.read_recipe(path)["picture"] for path in made]
     assert [each["prompt"] for each in own] == ["a heart", "a heart", "a ring", "a ring"]
     assert [each["seed"] for each in own] == [0, 1, 2, 3]
     for path, each in zip(made, own, strict=True):
@@ -178,7 +180,7 @@ def words_of(found: dict) -> list[str]:
     words = [*found["prompts"]]
     for name in ("content", "negative", "steps", "guidance", "scale", "seed", "num_images", "dtype", "content_scale"):
         if found[name] is not None:
-            words += [generate.option(name), str(found[name])]
+            words += [request.option(name), str(found[name])]
     words += ["--size", "{}x{}".format(*found["size"])]
     return [*words, "--target-blocks", ",".join(f"{name}={scale}" for name, scale in found["target_blocks"].items())]
 
@@ -186,7 +188,7 @@ def words_of(found: dict) -> list[str]:
 def test_a_recipe_makes_the_same_picture_again_and_a_broken_one_does_not(tmp_path, paint):
     words = ["a heart", "--content", "a star", "--content-scale", "0.7", "--negative", "a circle", "--scale", "0.9"]
     (made,) = run(*words, "--target-blocks", "style,layout=0.5", "--size", "64x48", out=tmp_path / "one.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert found["size"] == [64, 48]
     assert (paint(*words_of(found)) == pixels(made)).all()
     for name, value in (("seed", 9), ("content_scale", "auto"), ("target_blocks", {"all": 1.0}), ("guidance", 3.0)):
@@ -213,7 +215,7 @@ def test_a_style_file_takes_the_place_of_its_reference(paint, style_file):
 
 def test_the_recipe_of_a_picture_holds_the_recipe_of_its_style(tmp_path, style_file):
     (made,) = run("a heart", style=style_file, out=tmp_path / "heart.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert (found["adapter"], found["content"], found["target_blocks"]) == (None, None, None)
     assert found["style"]["file"] == "boats.safetensors"
     assert found["style"]["sha256"] == hashlib.sha256(Path(style_file).read_bytes()).hexdigest()
@@ -238,7 +240,7 @@ def test_a_style_file_is_in_float16_unless_told_otherwise(tmp_path, paint, style
 def test_a_style_of_another_family_is_refused_before_the_model_is_loaded(tmp_path, style_file, monkeypatch, capsys):
     (tmp_path / "model" / "unet").mkdir(parents=True)
     (tmp_path / "model" / "unet" / "config.json").write_text(json.dumps(SD15_UNET))
-    monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(session, "load", lambda *_: pytest.fail("it was loaded"))
     assert cli.main(["generate", "a heart", "--style", style_file, "--model", str(tmp_path / "model")]) == 2
     assert (
         "boats.safetensors is of the family sdxl, but --model model is of the family sd15" in capsys.readouterr().err
@@ -308,14 +310,14 @@ def test_wrong_words_about_styles_end_in_one_line(words, says, style_file, tmp_p
 def test_a_drawn_seed_is_written_down(tmp_path, paint):
     out = tmp_path / "drawn.png"
     assert cli.main(["generate", "a heart", "--style", REFERENCE, "--steps", "2", "-o", str(out)]) == 0
-    assert (paint("a heart", "--seed", str(recipe.read(out)["seed"])) == pixels(out)).all()
+    assert (paint("a heart", "--seed", str(recipe.read_recipe(out)["seed"])) == pixels(out)).all()
 
 
 def test_the_recipe_is_whole_and_tells_no_local_path(tmp_path, pictures):
     words = ["a heart", "--image", pictures["image"], "--mask", pictures["mask"]]
     controlled = ["--controlnet", "tiny", "--control-image", pictures["control"]]
     (made,) = run(*words, *controlled, "--adapter", str(tiny.path()), out=tmp_path / "one.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert found["versions"]["instantstyle"] == __version__
     assert found["versions"]["torch"] == torch.__version__
     assert found["pipeline"] == "StableDiffusionXLInstantStyleControlNetInpaintPipeline"
@@ -353,7 +355,7 @@ def test_the_pictures_choose_the_pipeline(kind, names, size, tmp_path, pictures)
         words += [*given[name], pictures[name]]
     (plain,) = run(*words, out=tmp_path / "plain.png")
     (large,) = run(*words, "--size", "72x64", out=tmp_path / "large.png")
-    assert recipe.read(plain)["pipeline"] == f"StableDiffusionXLInstantStyle{kind}Pipeline"
+    assert recipe.read_recipe(plain)["pipeline"] == f"StableDiffusionXLInstantStyle{kind}Pipeline"
     assert Image.open(plain).size == size
     assert Image.open(large).size == (72, 64)
     for name in names:
@@ -458,7 +460,7 @@ def test_sd15_with_its_content_encoder(tmp_path, paint):
     words = ["a heart", "--model", model, "--adapter", f"{folder}:{subfolder}/{file}"]
     words += ["--content-encoder", str(tmp_path / "tower"), "--guidance", "2"]
     (made,) = run(*words, "--content", "a star", out=tmp_path / "one.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert found["pipeline"] == "StableDiffusionInstantStylePipeline"
     assert (found["model"], found["adapter"]) == ("model", "adapter:models/ip-adapter_sd15.safetensors")
     assert found["content_encoder"] == "tower"
@@ -546,20 +548,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(recipe.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
-        recipe.write(Image.new("RGB", (8, 8)), path, {})
+        recipe.write_recipe(Image.new("RGB", (8, 8)), path, {})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_recipes_keep_every_letter(tmp_path):
     kept = {"prompt": 'ein "Herz" 心 \n', "scale": 0.1}
-    recipe.write(Image.new("RGB", (8, 8)), tmp_path / "heart.png", kept)
-    assert recipe.read(tmp_path / "heart.png") == kept
+    recipe.write_recipe(Image.new("RGB", (8, 8)), tmp_path / "heart.png", kept)
+    assert recipe.read_recipe(tmp_path / "heart.png") == kept
 
 
 def test_a_file_without_a_recipe():
     with pytest.raises(ValueError, match="holds no recipe"):
-        recipe.read(REFERENCE)
+        recipe.read_recipe(REFERENCE)
 
 
 def blocks(tmp_path: Path, capsys, unet: dict) -> str:
@@ -604,7 +606,7 @@ def test_version(capsys):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from instantstyle import cli\n"
+        "import sys; from instantstyle.commands import cli\n"
         "try: cli.main(['generate', '--help'])\n"
         "except SystemExit: print({'torch', 'diffusers', 'transformers', 'PIL', 'numpy'} & set(sys.modules))"
     )

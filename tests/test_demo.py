@@ -19,7 +19,8 @@ from demos import REFERENCE, ROOT, demo_options, served
 from PIL import Image, ImageDraw
 
 import pipeline_instantstyle
-from instantstyle import Style, cli, generate, recipe
+from instantstyle import Style
+from instantstyle.commands import cli
 from instantstyle.demo.actions import DAY, Actions
 from instantstyle.demo.edges import find_edges
 from instantstyle.demo.library import Library
@@ -27,7 +28,8 @@ from instantstyle.demo.preview import previews
 from instantstyle.demo.reading import needed, read_recipe, read_settings, read_start
 from instantstyle.demo.settings import EVERYTHING, Reference, Settings
 from instantstyle.demo.studio import METHODS, NO_REFERENCE, OURS, PLAIN, Step, Studio, own, pictures
-from instantstyle.generate import open_picture
+from instantstyle.inference import inputs, recipe, session
+from instantstyle.inference.inputs import open_picture
 
 
 STEPS = 3
@@ -66,16 +68,16 @@ def painted(studio: Studio, settings: Settings) -> np.ndarray:
     return levels(painting.image)
 
 
-def half(side: str) -> generate.Picture:
+def half(side: str) -> inputs.Picture:
     """A mask of one half."""
     mask = Image.new("L", (64, 64))
     ImageDraw.Draw(mask).rectangle({"left": (0, 0, 31, 63), "right": (32, 0, 63, 63)}[side], fill=255)
-    return generate.Picture(mask, f"{side}.png", hashlib.sha256(mask.tobytes()).hexdigest())
+    return inputs.Picture(mask, f"{side}.png", hashlib.sha256(mask.tobytes()).hexdigest())
 
 
-def shaded(level: int) -> generate.Picture:
+def shaded(level: int) -> inputs.Picture:
     """A mask of one shade."""
-    return generate.Picture(Image.new("L", (64, 64), level), "mask.png", "0" * 64)
+    return inputs.Picture(Image.new("L", (64, 64), level), "mask.png", "0" * 64)
 
 
 # The studio
@@ -91,7 +93,7 @@ def test_the_studio_paints_what_the_command_line_paints(studio, tmp_path):
     with Image.open(out) as picture:
         assert (levels(picture) == levels(painting.image)).all()
         # The demo always names the size, which the command line leaves to the model here.
-        assert recipe.read(out) == json.loads(json.dumps({**painting.recipe, "asked_size": None}))
+        assert recipe.read_recipe(out) == json.loads(json.dumps({**painting.recipe, "asked_size": None}))
         for change in ({"seed": 6}, {"scale": 0.7}, {"content": None}, {"target_blocks": EVERYTHING}):
             assert differ(painted(studio, replace(settings, **change)), levels(picture)), change
 
@@ -113,15 +115,15 @@ def test_a_comparison_is_of_the_host_the_plain_adapter_and_the_settings(studio):
 
 
 def test_other_blocks_and_scales_load_nothing(studio, monkeypatch):
-    for loader in (generate, "load"), (pipeline_instantstyle.AdapterFile, "read"):
+    for loader in (session, "load"), (pipeline_instantstyle.AdapterFile, "read"):
         monkeypatch.setattr(*loader, lambda *_: pytest.fail("something was loaded"))
-    parts = {id(module) for module in studio.pipe._modules().values()}
+    parts = {id(module) for module in pipeline_instantstyle.modules(studio.pipe).values()}
     pictures = [
         painted(studio, asked(target_blocks=((name, scale),)))
         for name, scale in (("style", 1.0), ("layout", 1.0), ("all", 0.5), ("up_blocks.0", 1.0))
     ]
     assert all(differ(one, other) for n, one in enumerate(pictures) for other in pictures[:n])
-    assert {id(module) for module in studio.pipe._modules().values()} == parts
+    assert {id(module) for module in pipeline_instantstyle.modules(studio.pipe).values()} == parts
 
 
 def test_pipelines_share_their_parts_and_a_controlnet_runs_only_with_a_picture(studio):
@@ -252,7 +254,7 @@ def test_a_recipe_sets_the_controls_as_they_were(studio):
 def recipe_of(studio: Studio, settings: Settings) -> dict:
     """Write the recipe of a picture, without painting it."""
     files = {name: one.written for name, one in pictures(settings).items()}
-    common = generate.asked(studio._options(settings), studio.model, studio.adapter, files, {})
+    common = recipe.asked(studio._options(settings), studio.model, studio.adapter, files, {})
     return json.loads(json.dumps(common | own(settings, 0, Image.new("RGB", settings.size))))
 
 
@@ -272,7 +274,7 @@ def restored(actions, kept: dict) -> dict:
     from instantstyle.demo.actions import RESTORED
 
     path = actions.folder / "dropped.png"
-    recipe.write(Image.new("RGB", (8, 8)), path, kept)
+    recipe.write_recipe(Image.new("RGB", (8, 8)), path, kept)
     found, *values = actions.restore(str(path))
     assert found == kept
     return {name: value for name, value in zip(RESTORED, values, strict=False) if value != gr.skip()}
@@ -322,7 +324,7 @@ def test_edges_are_found_where_they_were(studio):
 def by_command(studio: Studio, *words: str) -> dict:
     """The recipe of what `instantstyle generate` paints with these options."""
     options = cli.build_parser().parse_args(["generate", "a heart", "--style", str(REFERENCE), "--seed", "5", *words])
-    common = generate.asked(options, studio.model, studio.adapter, {}, {})
+    common = recipe.asked(options, studio.model, studio.adapter, {}, {})
     return json.loads(json.dumps({**common, **own(asked(), 0, Image.new("RGB", (64, 64)))}))
 
 
@@ -439,7 +441,7 @@ def test_a_controlnet_of_another_family_is_refused(monkeypatch):
     class Other:
         config = type("Config", (), {"cross_attention_dim": 7})
 
-    monkeypatch.setattr(generate, "load_controlnet", lambda *_: Other)
+    monkeypatch.setattr(session, "load_controlnet", lambda *_: Other)
     with pytest.raises(ValueError, match="--controlnet: tiny takes text embeddings of width 7, but --model tiny has"):
         Studio(demo_options())
 
@@ -592,7 +594,7 @@ def test_a_client_gets_the_studios_picture_with_its_recipe(client, studio):
     path = gallery[0]["image"]
     with Image.open(path) as picture:
         assert (levels(picture) == painted(studio, asked())).all()
-    assert recipe.read(path) == kept
+    assert recipe.read_recipe(path) == kept
     assert kept["style"]["file"] == "reference.png"
     assert kept["picture"] == {"index": 0, "prompt": "a heart", "seed": 5}
     assert re.fullmatch(r"Done in .* s, seed 5\.", status)
@@ -613,8 +615,8 @@ def test_a_client_compares(client, studio):
     for one in gallery:
         with Image.open(one["image"]) as picture:
             assert (levels(picture) == levels(expected[one["caption"]].image)).all()
-        assert recipe.read(one["image"]) == json.loads(json.dumps(expected[one["caption"]].recipe))
-    assert kept == recipe.read(gallery[-1]["image"])
+        assert recipe.read_recipe(one["image"]) == json.loads(json.dumps(expected[one["caption"]].recipe))
+    assert kept == recipe.read_recipe(gallery[-1]["image"])
     assert [Path(path).name for path in pair] == [Path(one["image"]).name for one in gallery[1:]]
 
 

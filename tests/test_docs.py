@@ -32,7 +32,8 @@ from test_fast import LAYERS, kohya
 
 import instantstyle
 import pipeline_instantstyle
-from instantstyle import cli, tiny
+from instantstyle import tiny
+from instantstyle.commands import cli
 from pipeline_instantstyle import attention_blocks, presets, resolve_target_blocks, text_layers
 
 
@@ -165,13 +166,13 @@ def reader(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setattr(Image.Image, "show", lambda picture: None)
-    bind = pipeline_instantstyle._bind
+    bind = pipeline_instantstyle.bind
 
     def hurry(*call: Any) -> dict[str, Any]:
         arguments = bind(*call)
         return {**arguments, "num_inference_steps": min(STEPS, arguments.get("num_inference_steps", STEPS))}
 
-    monkeypatch.setattr(pipeline_instantstyle, "_bind", hurry)
+    monkeypatch.setattr(pipeline_instantstyle, "bind", hurry)
     call = ModularPipeline.__call__
 
     def hurry_modular(pipe: Any, *state: Any, **inputs: Any) -> Any:

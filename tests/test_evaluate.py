@@ -15,12 +15,15 @@ import pytest
 import torch
 from matplotlib.transforms import BboxBase
 
-from instantstyle import cli, conditions, evaluate, metrics, painting, report, tiny
-from instantstyle.conditions import Condition
-from instantstyle.pairs import POOL, SPLITS, Pairs, make_seed, sample_pairs
+from instantstyle import tiny
+from instantstyle.commands import cli
+from instantstyle.inference import session
+from instantstyle.lab import conditions, evaluate, metrics, pictures, plot, results, tables
+from instantstyle.lab.conditions import Condition
+from instantstyle.lab.pairs import POOL, SPLITS, Pairs, make_seed, sample_pairs
 from instantstyle.tiny import judges, world
 from instantstyle.tiny.judges import Verdicts
-from instantstyle.tiny.train import data
+from training import data
 
 
 PIXEL_TOLERANCE = 1e-5
@@ -34,7 +37,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def pipe(checkpoint):
-    return evaluate.load_pipeline(str(checkpoint))
+    return session.load_pipeline(str(checkpoint))
 
 
 def make_verdicts(pairs: Pairs, seeds: int = 1) -> Verdicts:
@@ -55,7 +58,7 @@ def simulate(task: evaluate.Task, right: float = 0.8, taken: float = 0.7) -> dic
         lost = torch.from_numpy(rng.random(size) > taken)
         setattr(verdicts, name, (getattr(verdicts, name) + lost) % len(world.NAMES[name]))
     columns = {name: value.tolist() for name, value in vars(verdicts).items()}
-    picture = report.png_base64(painting.to_picture(torch.full((3, 8, 8), 0.5)))
+    picture = pictures.png_base64(world.to_picture(torch.full((3, 8, 8), 0.5)))
     return {**columns, "examples": [picture for row in task.rows if row < evaluate.EXAMPLES]}
 
 
@@ -204,11 +207,11 @@ KINDS = [
 @pytest.mark.parametrize("condition", KINDS, ids=lambda condition: condition.name)
 def test_a_row_of_a_batch_equals_the_pair_alone(pipe, condition):
     pairs, told = sample_pairs(3, "selection"), []
-    batched = painting.make_pictures(pipe, condition, pairs, (0, 1), steps=STEPS, batch=4, progress=told.append)
-    side = painting.picture_size(pipe)
+    batched = pictures.make_pictures(pipe, condition, pairs, (0, 1), steps=STEPS, batch=4, progress=told.append)
+    side = pictures.picture_size(pipe)
     assert batched.shape == (3, 2, 3, side, side)
     assert told == [4, 2]
-    alone = painting.make_pictures(pipe, condition, pairs[2:], (1,), steps=STEPS)
+    alone = pictures.make_pictures(pipe, condition, pairs[2:], (1,), steps=STEPS)
     assert (batched[2, 1] - alone[0, 0]).abs().max() <= PIXEL_TOLERANCE
     for other in (batched[1, 1], batched[2, 0]):
         assert (other - alone[0, 0]).abs().max() > 100 * PIXEL_TOLERANCE
@@ -217,28 +220,28 @@ def test_a_row_of_a_batch_equals_the_pair_alone(pipe, condition):
 def test_every_condition_starts_from_the_same_noise(pipe):
     pairs = sample_pairs(2, "selection")
     none, silent = Condition("none", "none"), Condition("silent", scale=0.0)
-    pictures = [painting.make_pictures(pipe, one, pairs, (0,), steps=STEPS) for one in (none, silent)]
-    assert (pictures[0] - pictures[1]).abs().max() <= PIXEL_TOLERANCE
-    loud = painting.make_pictures(pipe, Condition("plain", scale=2.0), pairs, (0,), steps=STEPS)
-    assert (pictures[0] - loud).abs().max() > 100 * PIXEL_TOLERANCE
+    made = [pictures.make_pictures(pipe, one, pairs, (0,), steps=STEPS) for one in (none, silent)]
+    assert (made[0] - made[1]).abs().max() <= PIXEL_TOLERANCE
+    loud = pictures.make_pictures(pipe, Condition("plain", scale=2.0), pairs, (0,), steps=STEPS)
+    assert (made[0] - loud).abs().max() > 100 * PIXEL_TOLERANCE
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.55, 0.7, 0.9, 1.0])
 def test_image_to_image_runs_as_many_steps_as_the_others(pipe, strength):
     pairs, condition = sample_pairs(1, "selection"), Condition("i", "img2img", strength=strength)
-    arguments = painting.call_arguments(pipe, condition, pairs, [0], steps=16)
+    arguments = pictures.call_arguments(pipe, condition, pairs, [0], steps=16)
     assert int(arguments["num_inference_steps"] * strength) == 16
 
 
 def test_words_of_each_method(pipe):
     pairs = sample_pairs(2, "selection")
     words = pairs.references.words(1)
-    plain = painting.call_arguments(pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
+    plain = pictures.call_arguments(pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
     assert plain["prompt"] == [pairs.prompt(1)] * 2
     assert plain["neg_content_prompt"] == [[f"a {words['shape']}"] * 2]
-    bare = painting.call_arguments(pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
+    bare = pictures.call_arguments(pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
     assert bare["neg_content_prompt"] == [[f"the {words['shape']}"]]
-    named = painting.call_arguments(pipe, Condition("a", "prompt"), pairs, [1], STEPS)
+    named = pictures.call_arguments(pipe, Condition("a", "prompt"), pairs, [1], STEPS)
     assert all(words[name] in named["prompt"][0] for name in ("palette", "background", "texture"))
     assert words["shape"] not in named["prompt"][0]
     assert "ip_adapter_image" not in named
@@ -392,10 +395,10 @@ def test_pictures_from_the_command_line(checkpoint, tmp_path, monkeypatch, capsy
     assert set(found["rows"][0]["metrics"]) == set(metrics.METRICS)
 
     condition, setup = Condition("none", "none"), found["setup"]
-    pictures = painting.make_pictures(
-        evaluate.load_pipeline(str(checkpoint)), condition, sample_pairs(3, "reporting"), (0, 1), steps=setup["steps"]
+    made = pictures.make_pictures(
+        session.load_pipeline(str(checkpoint)), condition, sample_pairs(3, "reporting"), (0, 1), steps=setup["steps"]
     )
-    expected = judges.Judges.load(checkpoint)(pictures.flatten(0, 1))
+    expected = judges.Judges.load(checkpoint)(made.flatten(0, 1))
     (saved,) = [
         json.loads(one.read_text())["verdicts"]
         for one in (tmp_path / "verdicts").iterdir()
@@ -436,14 +439,14 @@ def test_another_checkpoint_is_judged_anew(checkpoint, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     assert evaluate.fingerprint(copy) == before
-    setup = [evaluate.Setup(str(folder), before, "reporting", 2, 1, 16, 3.5) for folder in (checkpoint, copy)]
+    setup = [results.Setup(str(folder), before, "reporting", 2, 1, 16, 3.5) for folder in (checkpoint, copy)]
     assert setup[0].key(conditions.PLAIN) == setup[1].key(conditions.PLAIN)
     (copy / "model_index.json").write_text((copy / "model_index.json").read_text() + "\n")
     assert evaluate.fingerprint(copy) != before
 
 
 def test_verdicts_are_kept_by_all_that_they_were_made_with():
-    setup = evaluate.Setup("here", "a", "reporting", 2, 1, 16, 3.5)
+    setup = results.Setup("here", "a", "reporting", 2, 1, 16, 3.5)
     changes = {"fingerprint": "b", "split": "selection", "pairs": 3, "seeds": 2, "steps": 17, "guidance": 4.0}
     assert {"folder", *changes} == {field.name for field in dataclasses.fields(setup)}
     others = [dataclasses.replace(setup, **{name: value}) for name, value in changes.items()]
@@ -517,36 +520,36 @@ def test_names_cannot_break_the_page(run, tmp_path):
 
 def test_cells():
     share, length = metrics.Estimate(0.5, 0.25, 0.7549), metrics.Estimate(-1.234, -2.0, 0.5)
-    assert report.cell(share, "style") == "50.0 (25.0 to 75.5)"
-    assert report.cell(share, "style", sign=True) == "+50.0 (+25.0 to +75.5)"
-    assert report.cell(length, "distance") == f"{report.MINUS}1.23 ({report.MINUS}2.00 to 0.50)"
+    assert tables.cell(share, "style") == "50.0 (25.0 to 75.5)"
+    assert tables.cell(share, "style", sign=True) == "+50.0 (+25.0 to +75.5)"
+    assert tables.cell(length, "distance") == f"{tables.MINUS}1.23 ({tables.MINUS}2.00 to 0.50)"
 
 
-def crowd() -> report.Evaluation:
+def crowd() -> results.Evaluation:
     """Make curves whose points lie on top of each other, and one point that stands alone."""
     rng = np.random.default_rng(0)
 
-    def point(label: str, style: float, leaked: float) -> report.Point:
+    def point(label: str, style: float, leaked: float) -> results.Point:
         values = {"style": style, "content_leaked": leaked, "content_right": 1 - leaked}
-        metrics = {name: metrics_at(value) for name, value in values.items()}
-        return report.Point(label, Condition(label), metrics, None)
+        found = {name: metrics_at(value) for name, value in values.items()}
+        return results.Point(label, Condition(label), found, None)
 
     def metrics_at(value: float) -> metrics.Estimate:
         return metrics.Estimate(value, value - 0.01, value + 0.01)
 
     curves = [
-        report.Line(f"curve {n}", None, [point(f"{x:.2f}", 0.9 + 0.1 * x, 0.05 * y) for x, y in rng.random((6, 2))])
+        results.Line(f"curve {n}", None, [point(f"{x:.2f}", 0.9 + 0.1 * x, 0.05 * y) for x, y in rng.random((6, 2))])
         for n in range(6)
     ]
-    setup = evaluate.Setup("here", "a", "reporting", 2, 1, 16, 3.5)
-    return report.Evaluation(
-        setup, "plain", [], setup, [report.Line("alone", None, [point("far", 0.1, 0.5)]), *curves]
+    setup = results.Setup("here", "a", "reporting", 2, 1, 16, 3.5)
+    return results.Evaluation(
+        setup, "plain", [], setup, [results.Line("alone", None, [point("far", 0.1, 0.5)]), *curves]
     )
 
 
 def label_boxes() -> list[list]:
     """Draw the crowd, and return the boxes of the labels in each half of the plot; the lone point has its label."""
-    figure = report.draw_figure(crowd())
+    figure = plot.draw_figure(crowd())
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert axes.texts[0].get_text() == "far"

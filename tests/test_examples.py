@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from instantstyle import cli
+from instantstyle.commands import cli
 from instantstyle.tiny import world
 
 

@@ -21,7 +21,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from instantstyle import StableDiffusionXLInstantStylePipeline, cli, fast, recipe, tiny
+from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
+from instantstyle.commands import cli
+from instantstyle.inference import recipe
+from instantstyle.pipelines import distilled
 
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +178,7 @@ def test_a_lora_is_fused_into_the_weights_and_leaves_nothing_else(
 ) -> None:
     pipe = make_variant()
     before, _ = state_of(pipe.unet)
-    fast.apply(pipe, fast.RECIPES["lightning-4"], lora[layout])
+    distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-4"], lora[layout])
     classes, weights = state_of(pipe.unet)
     assert (classes, pipe.get_list_adapters()) == (before, {})
     assert weights.keys() == unet.keys()
@@ -198,11 +201,11 @@ def picture(pipe: Any, **arguments: Any) -> np.ndarray:
 
 def test_a_recipe_and_an_adapter_come_in_any_order(lora: dict[str, Path]) -> None:
     first, second, without = make_variant(), make_variant(), make_variant()
-    chosen = fast.RECIPES["lcm"]
-    fast.apply(first, chosen, lora["kohya"])
+    chosen = distilled.DISTILLED["lcm"]
+    distilled.apply_distilled(first, chosen, lora["kohya"])
     for pipe in (first, second, without):
         load_adapter(pipe)
-    fast.apply(second, chosen, lora["kohya"])
+    distilled.apply_distilled(second, chosen, lora["kohya"])
     without.scheduler = second.scheduler
     made = picture(second, **chosen.arguments)
     assert abs(made - picture(first, **chosen.arguments)).max() <= 1
@@ -216,7 +219,9 @@ def test_a_whole_unet_takes_the_place_of_the_models(unet: Tensors, tmp_path: Pat
     pipe, oracle = make_variant(), make_variant()
     load_adapter(pipe)
     before = picture(pipe, num_inference_steps=2)
-    fast.apply(pipe, fast.RECIPES["lightning-4"], tmp_path / "sdxl_lightning_4step_unet.safetensors")
+    distilled.apply_distilled(
+        pipe, distilled.DISTILLED["lightning-4"], tmp_path / "sdxl_lightning_4step_unet.safetensors"
+    )
     oracle.unet.load_state_dict(other)
     load_adapter(oracle)
     oracle.scheduler = pipe.scheduler
@@ -250,7 +255,7 @@ def test_weights_that_do_not_fit_change_nothing(unet: Tensors, tmp_path: Path) -
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     for name, path in broken_files(unet, tmp_path).items():
         with pytest.raises(ValueError, match=f"`weights` {name}.safetensors"):
-            fast.apply(pipe, fast.RECIPES["lightning-4"], Path(path))
+            distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-4"], Path(path))
         after, found = state_of(pipe.unet)
         assert after == classes
         assert found.keys() == weights.keys()
@@ -262,7 +267,7 @@ def test_a_pipeline_with_loras_is_refused(lora: dict[str, Path]) -> None:
     pipe = make_variant()
     pipe.load_lora_weights(load_file(lora["peft"]), adapter_name="mine")
     with pytest.raises(ValueError, match="`pipe` has LoRAs already"):
-        fast.apply(pipe, fast.RECIPES["lightning-4"], lora["kohya"])
+        distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-4"], lora["kohya"])
     assert pipe.get_list_adapters() == {"unet": ["mine"]}
 
 
@@ -274,26 +279,26 @@ def test_a_pipeline_with_loras_is_refused(lora: dict[str, Path]) -> None:
 def test_the_recipes_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each family's file is asked for, and how it is sampled."""
     asked: list[str] = []
-    monkeypatch.setattr(fast, "_fetch", lambda source, file: asked.append(f"{source}:{file}") or Path(file))
-    monkeypatch.setattr(fast, "is_lora", lambda path: True)
-    assert list(fast.RECIPES) == list(PUBLISHED)
+    monkeypatch.setattr(distilled, "_fetch", lambda source, file: asked.append(f"{source}:{file}") or Path(file))
+    monkeypatch.setattr(distilled, "is_lora", lambda path: True)
+    assert list(distilled.DISTILLED) == list(PUBLISHED)
     for name, (sdxl, sd15, (scheduler, settings), steps, guidance, more) in PUBLISHED.items():
-        chosen = fast.RECIPES[name]
+        chosen = distilled.DISTILLED[name]
         assert (chosen.name, chosen.scheduler, dict(chosen.settings)) == (name, scheduler, settings)
         assert chosen.arguments == {"num_inference_steps": steps, "guidance_scale": guidance, **more}
         asked.clear()
         for family in chosen.weights:
-            fast.find_weights(chosen, family)
+            distilled.find_weights(chosen, family)
         assert asked == [f"{file}.safetensors" for file in (sdxl, sd15) if file]
         if sd15 is None:
             with pytest.raises(ValueError, match="is made for sdxl, not for sd15; take hyper-1, "):
-                fast.find_weights(chosen, "sd15")
+                distilled.find_weights(chosen, "sd15")
 
 
 def test_the_page_names_every_recipe() -> None:
     text = (ROOT / "docs" / "fast.md").read_text(encoding="utf-8")
     (table,) = [part for part in text.split("\n\n") if part.startswith("| `--fast` |")]
-    for name, one in fast.RECIPES.items():
+    for name, one in distilled.DISTILLED.items():
         (row,) = [line for line in table.splitlines() if f"`{name}`" in line]
         *_, steps, guidance, _ = row.split(" |")
         assert f" {one.steps}" in steps and guidance.startswith(f" {one.guidance:g}")
@@ -312,11 +317,11 @@ def test_the_published_file_is_fetched_from_the_hub(
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        fast.apply(pipe, fast.RECIPES["lightning-4"])
+        distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-4"])
         with pytest.raises(OSError, match="sdxl_lightning_2step_lora.safetensors cannot be fetched"):
-            fast.apply(pipe, fast.RECIPES["lightning-2"])
+            distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-2"])
     assert hub.unknown == []
-    fast.apply(local, fast.RECIPES["lightning-4"], lora["kohya"])
+    distilled.apply_distilled(local, distilled.DISTILLED["lightning-4"], lora["kohya"])
     weights = local.unet.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in pipe.unet.state_dict().items())
 
@@ -377,7 +382,7 @@ def test_what_is_asked_for_wins_and_the_recipe_says_what_was_used(lora: dict[str
     words = ["--fast", "hyper-1", "--fast-weights", str(lora["kohya"])]
     out = tmp_path / "heart.png"
     usual = generate(out, *words)
-    found = recipe.read(out)
+    found = recipe.read_recipe(out)
     assert (found["steps"], found["guidance"]) == (1, 0.0)
     assert found["fast"] == {
         "name": "hyper-1",
@@ -388,7 +393,7 @@ def test_what_is_asked_for_wins_and_the_recipe_says_what_was_used(lora: dict[str
     }
     assert str(lora["kohya"].parent).encode() not in out.read_bytes()
     own = generate(out, *words, "--steps", "3", "--guidance", "2")
-    found = recipe.read(out)
+    found = recipe.read_recipe(out)
     assert (found["steps"], found["guidance"]) == (3, 2.0)
     assert abs(own - usual).max() > 10
     assert (own == generate(out, *words, "--steps", "3", "--guidance", "2")).all()
@@ -396,9 +401,9 @@ def test_what_is_asked_for_wins_and_the_recipe_says_what_was_used(lora: dict[str
 
 def test_without_a_recipe_nothing_is_new(tmp_path: Path) -> None:
     made = generate(tmp_path / "heart.png", "--steps", "2")
-    assert recipe.read(tmp_path / "heart.png")["fast"] is None
+    assert recipe.read_recipe(tmp_path / "heart.png")["fast"] is None
     assert (made == generate(tmp_path / "heart.png", "--steps", "2", "--guidance", "5")).all()
-    assert recipe.read(tmp_path / "heart.png")["guidance"] == 5.0
+    assert recipe.read_recipe(tmp_path / "heart.png")["guidance"] == 5.0
 
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}

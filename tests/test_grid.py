@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from instantstyle import cli, grid, recipe, sheet, tiny
-from instantstyle.sheet import Sheet
+from instantstyle import tiny
+from instantstyle.commands import cli
+from instantstyle.inference import grid, recipe, sheet
+from instantstyle.inference.sheet import Sheet
 from instantstyle.tiny import world
 
 
@@ -149,7 +151,7 @@ def paint(pipe, prompt: str, reference: str, targets, **arguments) -> np.ndarray
 
 def cut(path: Path, row: int, column: int, rows: int = 4, columns: int = 4) -> np.ndarray:
     """Cut one cell out of a grid, at its picture's own size."""
-    shown = recipe.read(path)
+    shown = recipe.read_recipe(path)
     labels = [prompt for _ in shown["references"] for prompt in shown["prompts"]]
     plan = Sheet(
         [[Image.new("RGB", (64, 64))] * columns] * rows, columns=["reference", *shown["methods"]], rows=labels
@@ -179,7 +181,7 @@ def test_the_same_command_gives_the_same_bytes(made, references, tmp_path):
 
 
 def test_the_recipe_is_whole_and_tells_no_local_path(made, references):
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert (found["model"], found["adapter"]) == ("tiny", "tiny:sdxl_models/ip-adapter_sdxl.safetensors")
     assert [reference["file"] for reference in found["references"]] == ["0.png", "1.png"]
     assert found["references"][0]["sha256"] != found["references"][1]["sha256"]

@@ -37,7 +37,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import instantstyle
-from instantstyle import cli, disable_hidiffusion, enable_hidiffusion, hires, recipe, with_instantstyle
+from instantstyle import disable_hidiffusion, enable_hidiffusion, with_instantstyle
+from instantstyle.commands import cli
+from instantstyle.inference import recipe
+from instantstyle.pipelines import hidiffusion
 
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +99,7 @@ def reference(seed: int = 1) -> dict[str, Any]:
 def the_library_alone(pipe: Any, family: str = "sdxl") -> Iterator[Any]:
     """Apply the library itself to a stock pipeline, as its users do, with its random numbers drawn step by step."""
     pipe.register_to_config(_name_or_path=OFFICIAL[family])
-    hires.load_library().apply_hidiffusion(pipe)
+    hidiffusion.load_library().apply_hidiffusion(pipe)
     steps: list[int] = []
 
     def seed(*_: Any) -> None:
@@ -164,7 +167,8 @@ def controlled(name: str) -> Any:
 
 def test_with_a_controlnet_it_paints_as_the_librarys_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's old pipeline stops the ControlNet after 60 % of the steps, which the host does when told."""
-    monkeypatch.setattr(hires.load_library(), "USE_PEFT_BACKEND", False)  # it forgot to import what it calls then
+    library = hidiffusion.load_library()
+    monkeypatch.setattr(library, "USE_PEFT_BACKEND", False)  # it forgot to import what it calls then
     stock, variant = (controlled(f"StableDiffusionXL{kind}ControlNetPipeline") for kind in ("", "InstantStyle"))
     inputs = {"image": picture(103, (256, 256)), "num_inference_steps": 5, "controlnet_conditioning_scale": 0.8}
     enable_hidiffusion(variant)
@@ -266,7 +270,7 @@ def test_the_librarys_own_removal_leaves_traces() -> None:
     clean = trace(pipe)
     with the_library_alone(pipe):
         paint(pipe)
-    hires.load_library().remove_hidiffusion(pipe)
+    hidiffusion.load_library().remove_hidiffusion(pipe)
     found = trace(pipe)
     assert [name for name in clean if found[name][0] is not clean[name][0]] == []
     assert pipe.unet.num_upsamplers == 2 + 12
@@ -315,7 +319,7 @@ def test_a_picture_depends_on_its_seeds_alone() -> None:
     interrupt(pipe)
     with seeded(2):
         assert same(made, paint(pipe))
-    vars(pipe.unet)[hires.STATE].handles[0].remove()
+    vars(pipe.unet)[hidiffusion.STATE].handles[0].remove()
     with seeded(1):  # the library draws from the global random state,
         first = paint(pipe)
     with seeded(2):
@@ -433,11 +437,11 @@ SD15_UNET = {
 )
 def test_the_library_has_a_table_for_the_unet_or_it_is_refused(unet: dict[str, Any], name: str | None) -> None:
     if name is not None:
-        assert hires.table(unet) == name
-        assert name in hires.load_library().supported_official_model
+        assert hidiffusion.table(unet) == name
+        assert name in hidiffusion.load_library().supported_official_model
     else:
         with pytest.raises(ValueError, match="HiDiffusion has tables for the UNets of SDXL and SD1.5, and none for"):
-            hires.table(unet)
+            hidiffusion.table(unet)
 
 
 def test_the_embedded_checkpoint_is_refused_and_stays_as_it_is(pipe: Any) -> None:
@@ -531,14 +535,14 @@ def test_hires_on_the_command_line(adapter: Any, model: str, tmp_path: Path) -> 
     words = ["--model", model, "--size", str(SIDE), "--steps", str(STEPS)]
     out = tmp_path / "heart.png"
     made = generate(out, *words, "--hires")
-    assert recipe.read(out)["hires"] is True
+    assert recipe.read_recipe(out)["hires"] is True
     pipe = load(build("StableDiffusionXLInstantStylePipeline"), adapter)
     enable_hidiffusion(pipe)
     inputs = {"prompt": "a heart", "ip_adapter_image": Image.open(REFERENCE)}
     expected = (paint(pipe, **inputs)[0] * 255).round()
     assert abs(made - expected).max() <= 1
     assert abs(made - generate(out, *words)).max() > 10
-    assert recipe.read(out)["hires"] is False
+    assert recipe.read_recipe(out)["hires"] is False
 
 
 @pytest.mark.parametrize(
@@ -599,7 +603,7 @@ def test_the_second_pass_is_image_to_image_from_the_first(
     own = [word.format(**files) for word in words]
     first, out = tmp_path / "first.png", tmp_path / "second.png"
     made = generate(out, *common, *own, "--upscale", "1.5", "--upscale-strength", "0.5")
-    kept = recipe.read(out)
+    kept = recipe.read_recipe(out)
     assert (kept["upscale"], kept["upscale_strength"]) == (1.5, 0.5)
     generate(first, *common, *own)
     width, height = kept["size"]
@@ -632,7 +636,7 @@ def test_a_large_picture_may_be_decoded_in_tiles(pipe: Any, tmp_path: Path) -> N
     out = tmp_path / "heart.png"
     whole = generate(out, *words)
     tiled = generate(out, *words, "--vae-tiling")
-    assert recipe.read(out)["vae_tiling"] is True
+    assert recipe.read_recipe(out)["vae_tiling"] is True
     assert abs(tiled - whole).max() > 1
     pipe.set_target_blocks("style")
     pipe.vae.enable_tiling()

@@ -21,7 +21,7 @@ from test_laws import Broken, changed, failing_unet, identities
 from test_loading import PLUGIN, run
 
 from instantstyle import Style, tiny
-from instantstyle.modular import InstantStyleIPAdapterStep, InstantStyleXLBlocks, variant_of
+from instantstyle.pipelines.modular import InstantStyleIPAdapterStep, InstantStyleXLBlocks, variant_of
 
 
 MODEL = str(tiny.path())

@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from instantstyle import carried, cli, grid, probe, recipe, tiny
-from instantstyle.pairs import make_seed
-from instantstyle.probe import propose, propose_by_proxy
+from instantstyle import tiny
+from instantstyle.commands import cli
+from instantstyle.inference import grid, recipe
+from instantstyle.lab import findings, presets, probe, probe_report
+from instantstyle.lab.pairs import make_seed
+from instantstyle.lab.proposal import propose, propose_by_proxy
 from instantstyle.tiny import judges
 from pipeline_instantstyle import AdapterFile
 
@@ -53,7 +56,7 @@ def measure(groups: tuple[str, ...], world=WORLD) -> dict[str, float]:
 
 def conclude(world=WORLD) -> tuple[probe.Proposal, list[tuple[str, ...]]]:
     """Propose and measure what is wanted, as the probe does; also give what was wanted."""
-    scores = {groups: measure(groups, world) for groups in probe.plan(tuple(world))}
+    scores = {groups: measure(groups, world) for groups in findings.plan(tuple(world))}
     wanted = []
     while (proposal := propose(scores)).wanted:
         wanted += proposal.wanted
@@ -140,7 +143,7 @@ def differ(first: list[Image.Image], second: list[Image.Image]) -> bool:
 
 
 @pytest.fixture
-def scorers(pipe) -> dict[str, probe.Scorer]:
+def scorers(pipe) -> dict[str, findings.Scorer]:
     references = [reference.image for reference in grid.draw_references()[:2]]
     jury = judges.Judges.load(tiny.path())
     return {
@@ -214,14 +217,14 @@ class Additive:
         self.shown = [(Image.new("RGB", (8, 8)), "a heart")] * 2
         self.patience, self.measured = patience, []
 
-    def measure(self, groups, progress) -> probe.Finding:
+    def measure(self, groups, progress) -> findings.Finding:
         if len(self.measured) == self.patience:
             raise KeyboardInterrupt
         self.measured.append(groups)
         progress(1)
         scores = {name: {"mean": mean, "low": mean, "high": mean} for name, mean in measure(groups).items()}
         shade = len(self.measured)
-        return probe.Finding(groups, scores, [Image.new("RGB", (8, 8), (shade, 0, n)) for n in range(2)])
+        return findings.Finding(groups, scores, [Image.new("RGB", (8, 8), (shade, 0, n)) for n in range(2)])
 
     def propose(self, scores) -> probe.Proposal:
         return propose(scores)
@@ -250,12 +253,12 @@ def test_an_interrupted_probe_goes_on_where_it_was(tmp_path):
 
 def test_the_picture_shows_each_group_alone_and_all_but_it(tmp_path):
     scorer = Additive()
-    findings, _ = probe.search(scorer, EVERY, tmp_path)
-    drawn = {colour for _, colour in probe.draw(scorer, findings, EVERY).getcolors(2**24)}
-    shown = {groups for groups in findings if any(one.getpixel((0, 0)) in drawn for one in findings[groups].pictures)}
-    assert shown == set(probe.plan(EVERY)) < set(findings)
+    found, _ = probe.search(scorer, EVERY, tmp_path)
+    drawn = {colour for _, colour in probe_report.draw(scorer, found, EVERY).getcolors(2**24)}
+    shown = {groups for groups in found if any(one.getpixel((0, 0)) in drawn for one in found[groups].pictures)}
+    assert shown == set(findings.plan(EVERY)) < set(found)
     for groups in shown:
-        assert all(one.getpixel((0, 0)) in drawn for one in findings[groups].pictures)
+        assert all(one.getpixel((0, 0)) in drawn for one in found[groups].pictures)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +292,7 @@ def test_by_proxy_from_the_command_line(tmp_path, reference, capsys, monkeypatch
     assert str(Path(reference).parent) not in json.dumps(found)
     with Image.open(tmp_path / "out" / "probe.png") as picture:
         assert picture.width > 128 * (3 + len(every))
-    assert recipe.read(tmp_path / "out" / "probe.png")["scored_by"] == "proxy"
+    assert recipe.read_recipe(tmp_path / "out" / "probe.png")["scored_by"] == "proxy"
 
     made.clear()
     code = cli.main([*words, "--save", str(saved)])
@@ -332,19 +335,19 @@ def test_presets_are_carried_and_nothing_else_changes(in_place, tmp_path, pipe):
     before = {
         "format": "pt",
         "author": "ünï",
-        carried.KEY: json.dumps({"mine": ["mid_block"], "style": ["up_blocks.0"]}),
+        presets.KEY: json.dumps({"mine": ["mid_block"], "style": ["up_blocks.0"]}),
     }
     save_file(load_file(ADAPTER), source, metadata=before)
     tensors = load_file(source)
     target = source if in_place else tmp_path / "saved.safetensors"
-    presets = {"style": ["up_blocks.1.attentions.2"], "layout": {"mid_block": 0.5}}
-    carried.write_presets(source, target, presets)
+    proposed = {"style": ["up_blocks.1.attentions.2"], "layout": {"mid_block": 0.5}}
+    presets.write_presets(source, target, proposed)
     with safe_open(target, framework="pt") as file:
         metadata = file.metadata()
-    assert metadata.pop(carried.KEY) != before.pop(carried.KEY)
+    assert metadata.pop(presets.KEY) != before.pop(presets.KEY)
     assert metadata == before
     read = AdapterFile(target)
-    assert read.presets == {"mine": ["mid_block"], **presets}
+    assert read.presets == {"mine": ["mid_block"], **proposed}
     assert list(load_file(target)) == list(tensors)
     for name, tensor in load_file(target).items():
         assert tensor.dtype == tensors[name].dtype
@@ -363,13 +366,13 @@ def test_a_copy_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "saved.safetensors"
     target.write_text("old")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(carried.shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        carried.write_presets(ADAPTER, target, {"style": ["mid_block"]})
+        patch.setattr(presets.shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        presets.write_presets(ADAPTER, target, {"style": ["mid_block"]})
     assert target.read_text() == "old"
     for content in (b"", b"\xff" * 30, b"\x02" + bytes(7) + b"[]"):
         (tmp_path / "torn.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="torn.safetensors is not a safetensors file"):
-            carried.write_presets(tmp_path / "torn.safetensors", target, {})
+            presets.write_presets(tmp_path / "torn.safetensors", target, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.safetensors", "torn.safetensors"]
 
 

@@ -25,8 +25,10 @@ from test_examples import examples
 from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
 
 import instantstyle
-from instantstyle import Style, checkpoint, cli, gallery, publish, tiny
-from instantstyle.card import write_card
+from instantstyle import Style, tiny
+from instantstyle.commands import cli
+from instantstyle.hub import checkpoint, gallery, publish
+from instantstyle.hub.card import write_card
 from instantstyle.tiny import world
 from pipeline_instantstyle import with_instantstyle
 

@@ -43,8 +43,9 @@ from test_batches import (
 from test_laws import Broken, changed, failing_unet, identities, random_states
 
 import pipeline_instantstyle
-from instantstyle import Style, applied, baking
-from instantstyle.style_recipe import Recipe
+from instantstyle import Style, applied
+from instantstyle.styles import encode
+from instantstyle.styles.provenance import Provenance
 
 
 Adapters = dict[str, tuple[str, str, str]]
@@ -622,7 +623,7 @@ def test_a_reference_is_seen_by_the_image_encoder_once(
     host: Host, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Remembered by content and encoder, and not for ever."""
-    monkeypatch.setattr(baking, "_remembered", type(baking._remembered)())
+    monkeypatch.setattr(encode, "_remembered", type(encode._remembered)())
     seen: list[int] = []
     pipe, encoder = pair.variant, pair.variant.image_encoder
     hook = encoder.register_forward_hook(lambda *_: seen.append(1))
@@ -640,11 +641,11 @@ def test_a_reference_is_seen_by_the_image_encoder_once(
         pipe.encode_style(picture(1))
         weight.data.copy_(before)
         assert len(seen) == 3
-        monkeypatch.setattr(baking, "REMEMBERED", 2)
+        monkeypatch.setattr(encode, "REMEMBERED", 2)
         for number, count in ((1, 3), (3, 4), (2, 5), (1, 6)):
             pipe.encode_style(picture(number))
             assert len(seen) == count
-        assert len(baking._remembered) == 2
+        assert len(encode._remembered) == 2
     finally:
         hook.remove()
 
@@ -791,7 +792,7 @@ def test_nothing_is_encoded_before_all_is_checked(
     host: Host, bare: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     """The image encoder is the slow part: a wrong argument, or a checkpoint that is gone, is found before."""
-    monkeypatch.setattr(baking, "_remembered", type(baking._remembered)())
+    monkeypatch.setattr(encode, "_remembered", type(encode._remembered)())
     pipe, adapter = bare.variant, write_adapter(tmp_path, host.family)
     pipe.load_ip_adapter(*adapter)
     with_content = {"image": [FIRST, SECOND], "neg_content_prompt": ["a star", ""]}
@@ -812,7 +813,7 @@ def test_nothing_is_encoded_before_all_is_checked(
 def test_numbers_of_numpy_are_numbers(host: Host, pair: Pair) -> None:
     style = pair.variant.encode_style(FIRST, neg_content_prompt="a star", neg_content_scale=np.float32(0.5))
     assert style.recipe == pair.variant.encode_style(FIRST, "a star", 0.5).recipe
-    assert Recipe.from_json(style.recipe.to_json()) == style.recipe
+    assert Provenance.from_json(style.recipe.to_json()) == style.recipe
 
 
 @each_family

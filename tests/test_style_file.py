@@ -19,12 +19,13 @@ from hub import serve
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from instantstyle import Style, style_file
-from instantstyle.style_recipe import Recipe, Source
+from instantstyle import Style
+from instantstyle.styles import file as style_file
+from instantstyle.styles.provenance import Provenance, Source
 
 
 LAYERS = [f"up_blocks.0.attentions.1.transformer_blocks.{number}" for number in range(2)]
-RECIPE = Recipe(
+RECIPE = Provenance(
     family="sdxl",
     text_width=32,
     scales={LAYERS[0]: 1.0, LAYERS[1]: 0.1 + 0.2},
@@ -36,7 +37,7 @@ RECIPE = Recipe(
 )
 
 
-def make(dtype: torch.dtype = torch.float32, recipe: Recipe = RECIPE, width: int = 24, seed: int = 0) -> Style:
+def make(dtype: torch.dtype = torch.float32, recipe: Provenance = RECIPE, width: int = 24, seed: int = 0) -> Style:
     """Draw a style."""
     generator = torch.Generator().manual_seed(seed)
     names = [f"{layer}.{part}" for layer in recipe.scales for part in ("keys", "values")]
@@ -332,7 +333,7 @@ def test_a_hostile_file_is_refused(path: Path, name: str, monkeypatch: pytest.Mo
 def test_a_missing_file_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not asked for on the Hub, where "styles/ukiyo-e.safetensors" could be a stranger's repository."""
     with monkeypatch.context() as patch:
-        patch.setattr("instantstyle.style._get_model_file", lambda *_, **__: pytest.fail("it was asked for"))
+        patch.setattr("instantstyle.styles.style._get_model_file", lambda *_, **__: pytest.fail("it was asked for"))
         patch.chdir(path.parent.parent)
         for missing in (path, "styles/ukiyo-e.safetensors"):
             with pytest.raises(FileNotFoundError, match=f"`path_or_repo_id` '{missing}': there is no such file"):

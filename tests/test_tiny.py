@@ -15,10 +15,10 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
-from instantstyle.conditions import NO_REFERENCE, PLAIN, STYLE, Condition
-from instantstyle.metrics import score
-from instantstyle.painting import make_pictures
-from instantstyle.pairs import Pairs, sample_pairs
+from instantstyle.lab.conditions import NO_REFERENCE, PLAIN, STYLE, Condition
+from instantstyle.lab.metrics import score
+from instantstyle.lab.pairs import Pairs, sample_pairs
+from instantstyle.lab.pictures import make_pictures
 from instantstyle.tiny import networks, world
 from instantstyle.tiny.judges import Judges
 from pipeline_instantstyle import attention_blocks
@@ -92,12 +92,13 @@ def test_the_wheel_carries_it(named, tmp_path):
     """Built elsewhere, as setuptools packs what earlier builds left; unnamed weights and card are lacking."""
     source = tmp_path / "source"
     shutil.copytree(ROOT / "instantstyle", source / "instantstyle", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "model_card", source / "model_card")
     for name in SOURCES:
         shutil.copy(ROOT / name, source)
     if not named:
         (source / "MANIFEST.in").unlink()
         config = (source / "setup.cfg").read_text(encoding="utf-8")
-        config = config.replace("    weights/", "    nothing/").replace("    model_card/", "    nothing/")
+        config = config.replace("    weights/", "    nothing/").replace("    README.md", "    nothing")
         (source / "setup.cfg").write_text(config, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
@@ -189,7 +190,7 @@ def test_style_blocks_bring_the_style_and_leave_the_content():
 def test_the_controlnet_heeds_its_picture(pipe):
     from diffusers import StableDiffusionXLControlNetPipeline
 
-    from instantstyle.tiny.train.controlnet import edges
+    from training.controlnet import edges
 
     controlnet = ControlNetModel.from_pretrained(tiny.path() / "controlnet")
     controlled = StableDiffusionXLControlNetPipeline.from_pretrained(tiny.path(), controlnet=controlnet)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from instantstyle import tiny
 from instantstyle.tiny import world
 from instantstyle.tiny.judges import Judges
-from instantstyle.tiny.train import __main__ as command
-from instantstyle.tiny.train import clip, data, judges, loop, release, stages, unet
-from instantstyle.tiny.train.muon import Muon
+from training import __main__ as command
+from training import clip, data, judges, loop, release, stages, unet
+from training.muon import Muon
 
 
 class Line(loop.Stage):

@@ -12,12 +12,11 @@ from tqdm import tqdm
 from instantstyle.commands.generate import output_paths, tell_unknown_words
 from instantstyle.commands.options import typed
 from instantstyle.console import calm
-from instantstyle.inference import grid, models
+from instantstyle.inference import grid
 from instantstyle.inference.inputs import open_picture
 from instantstyle.inference.recipe import write_recipe
 from instantstyle.inference.request import Request, told
 from instantstyle.inference.session import Session
-from instantstyle.inference.values import Picture
 
 
 OF_A_CELL = ("prompt", "style", "target_blocks")  # what the recipe of a grid has not
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
 
     with calm(bars):
         session = Session(options.machine)
-        references, prompts = choose(given, options.prompt, session.model)
+        references, prompts = grid.choose(given, options.prompt, session.model, ("--reference", "--prompt"))
         contents = spread(options.content, len(references))
         rows = grid.requests(base, references, contents, prompts, list(methods.values()))
         cells = [cell for row in rows for cell in row]
@@ -65,22 +64,6 @@ def read_method(text: str) -> grid.Method:
         return grid.read_method(text)
     except ValueError as error:
         raise ValueError(f"--method: {told(error)}.") from error
-
-
-def choose(
-    given: Sequence[Picture], prompts: Sequence[str] | None, model: models.Model
-) -> tuple[Sequence[Picture], list[str]]:
-    """Return the references and prompts to use; the world of the embedded checkpoint has its own.
-
-    Raises:
-        ValueError: Some are missing, and the model does not know that world.
-    """
-    missing = [name for name, value in (("--reference", given), ("--prompt", prompts)) if not value]
-    if missing and not models.knows_world(model):
-        raise ValueError(
-            f"{' and '.join(missing)}: needed with `model` {model.label}; only the embedded one has its own."
-        )
-    return given or grid.draw_references(), list(prompts or grid.PROMPTS)
 
 
 def spread(content: Sequence[str] | None, count: int) -> list[str | None]:

@@ -7,8 +7,7 @@ import os
 import sys
 import threading
 
-from instantstyle.console import calm
-from instantstyle.extras import need
+from instantstyle.console import calm, need
 
 
 def run(options: argparse.Namespace) -> None:
@@ -23,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
         from instantstyle.demo.server import serve
         from instantstyle.demo.studio import Studio
 
-        studio = Studio(options)
+        studio = Studio(options.machine)
     with serve(studio, options) as address:
         print(address, flush=True)
         wait()

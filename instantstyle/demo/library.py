@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from instantstyle.style import Style
-from instantstyle.style_file import SUFFIX
+from instantstyle.styles.file import SUFFIX
+from instantstyle.styles.style import Style
 
 
 NAME = re.compile(r"\w[\w .+-]{0,59}")

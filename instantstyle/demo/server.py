@@ -15,7 +15,7 @@ from instantstyle.demo.actions import Actions
 from instantstyle.demo.library import Library
 from instantstyle.demo.page import Page
 from instantstyle.demo.studio import Studio
-from instantstyle.style_file import LARGEST_FILE
+from instantstyle.styles.file import LARGEST_FILE
 
 
 HERE = Path(__file__).parent

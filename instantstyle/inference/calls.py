@@ -10,10 +10,10 @@ import torch
 from diffusers.image_processor import IPAdapterMaskProcessor
 from PIL import Image
 
-from instantstyle.fast import RECIPES as DISTILLED
 from instantstyle.inference.inputs import StyleFile, cropped, enlarged, fitted, upright
 from instantstyle.inference.request import Machine, Request, check_part, painted_over, sampling
 from instantstyle.inference.values import as_given
+from instantstyle.pipelines.distilled import DISTILLED
 
 
 Call = Mapping[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from instantstyle.extras import need
+from instantstyle.console import need
 
 
 WEAK, STRONG = 50, 200  # of the gradient of eight bits, as InstantStyle's own demo has them

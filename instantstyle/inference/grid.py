@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from instantstyle.inference.inputs import upright
+from instantstyle.inference.models import Model, knows_world
 from instantstyle.inference.request import STYLE, Request
 from instantstyle.inference.session import Painting, Session
 from instantstyle.inference.sheet import Sheet
@@ -82,6 +83,28 @@ def draw_references(pixels: int | None = None) -> list[Drawn]:
 def drawn(picture: Image.Image, words: Mapping[str, str]) -> Drawn:
     """Take a picture that was drawn as one that was given."""
     return Drawn(f"{words['shape']}.png", hashlib.sha256(picture.tobytes()).hexdigest(), picture, words)
+
+
+def choose(
+    given: Sequence[Picture], prompts: Sequence[str] | None, model: Model, who: tuple[str, str]
+) -> tuple[Sequence[Picture], list[str]]:
+    """Return the references and prompts to use; the world of the embedded checkpoint has its own.
+
+    Args:
+        given: References, if there are any.
+        prompts: Prompts, if there are any.
+        model: What paints.
+        who: What names references and prompts, for errors.
+
+    Raises:
+        ValueError: Some are missing, and the model does not know that world.
+    """
+    missing = [name for name, value in zip(who, (given, prompts), strict=True) if not value]
+    if missing and not knows_world(model):
+        raise ValueError(
+            f"{' and '.join(missing)}: needed with `model` {model.label}; only the embedded one has its own."
+        )
+    return given or draw_references(), list(prompts or PROMPTS)
 
 
 def requests(

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from instantstyle.inference.edges import find_edges
 from instantstyle.inference.request import Request
 from instantstyle.inference.values import PIXELS, Named, Picture, Source, is_style_file
-from instantstyle.style import Style
+from instantstyle.styles.style import Style
 
 
 REMEMBERED = 64  # pictures and style files

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instantstyle.models import REPOSITORY, WEIGHTS, family_of, find_file, label_of, tensor_names
+from instantstyle.files import REPOSITORY, WEIGHTS, find_file, label_of, tensor_names
+from instantstyle.identity import family_of
 
 
 TINY = "tiny"

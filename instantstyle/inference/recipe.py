@@ -9,15 +9,13 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from instantstyle import fast
-from instantstyle.fast import RECIPES as DISTILLED
-from instantstyle.files import atomically
+from instantstyle.files import atomically, label_of, label_of_file
 from instantstyle.inference import models
 from instantstyle.inference.calls import variant_name, way
 from instantstyle.inference.inputs import STARTS
 from instantstyle.inference.request import Machine, Reference, Request
 from instantstyle.inference.values import Named
-from instantstyle.models import label_of, label_of_file
+from instantstyle.pipelines.distilled import DISTILLED, default_file
 
 
 KEY = "instantstyle"
@@ -120,7 +118,7 @@ def _distilled(machine: Machine, family: str) -> dict[str, Any]:
     text = machine.fast_weights or recipe.weights[family]
     return {
         "name": recipe.name,
-        "weights": text and label_of_file(text, fast._default_file(recipe, family)),
+        "weights": text and label_of_file(text, default_file(recipe, family)),
         "scheduler": recipe.scheduler,
         "settings": dict(recipe.settings),
         **recipe.more,

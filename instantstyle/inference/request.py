@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from instantstyle.fast import RECIPES as DISTILLED
 from instantstyle.inference.values import (
     ContentScale,
     Count,
@@ -33,6 +32,7 @@ from instantstyle.inference.values import (
     is_style_file,
     read_source,
 )
+from instantstyle.pipelines.distilled import DISTILLED
 
 
 STEPS, GUIDANCE = 30, 5.0  # of a model that is not distilled
@@ -148,6 +148,10 @@ class Request(Value):
         """The style file, where the style is one."""
         return next((one.picture for one in self.style if is_style_file(one.picture)), None)
 
+    if TYPE_CHECKING:  # fields take what their kinds read, texts above all
+
+        def __init__(self, **given: Any) -> None: ...
+
     @model_validator(mode="after")
     def _agrees(self) -> Request:
         for name, other in NEEDS.items():
@@ -199,6 +203,10 @@ class Machine(Value):
     device_map: Literal["balanced"] | None = Field(
         None, description="spread a model that is too large for one device over all"
     )
+
+    if TYPE_CHECKING:  # fields take what their kinds read, texts above all
+
+        def __init__(self, **given: Any) -> None: ...
 
     @model_validator(mode="after")
     def _agrees(self) -> Machine:

@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-import instantstyle
-from instantstyle import fast, hires
 from instantstyle.console import hushed
-from instantstyle.fast import RECIPES as DISTILLED
 from instantstyle.inference import models, recipe
 from instantstyle.inference.calls import (
     call_arguments,
@@ -35,7 +32,9 @@ from instantstyle.inference.calls import (
 from instantstyle.inference.inputs import Reader, StyleFile, fitted
 from instantstyle.inference.request import Machine, Request, check
 from instantstyle.inference.values import Targets
-from instantstyle.style import Style
+from instantstyle.pipelines import hidiffusion, variants
+from instantstyle.pipelines.distilled import DISTILLED, apply_distilled, find_weights
+from instantstyle.styles.style import Style
 from instantstyle.version import versions
 
 
@@ -115,8 +114,8 @@ class Session:
         check(request, self.machine)
         if request.hires:
             with about("hires", self.model.label):
-                hires.table(self.model.unet)
-                hires.load_library()
+                hidiffusion.table(self.model.unet)
+                hidiffusion.load_library()
         if request.content is not None and needs_adapter(request):
             check_content_encoder(self.machine, self.model, self.adapter)
         return completed(request, self.machine, variant_class(variant_name(request, self.model.family)))
@@ -182,7 +181,7 @@ class Session:
         first = orders[0]
         if needs_adapter(first.request):
             self.aim_at(first.request.target_blocks, first.request.scale if way(first.request) == "picture" else 1.0)
-        (hires.enable_hidiffusion if first.request.hires else hires.disable_hidiffusion)(pipe)
+        (hidiffusion.enable_hidiffusion if first.request.hires else hidiffusion.disable_hidiffusion)(pipe)
         call = joined([call_arguments(order.request, order.pictures, pipe, self.machine) for order in orders])
         size = result_size(first.request, first.pictures) or (self.side, self.side)
         style = style_arguments([order.request for order in orders], pipe, size)
@@ -265,7 +264,7 @@ class Session:
         pipe.set_progress_bar_config(disable=not self._bars)
         if machine.fast is not None:
             with about("fast", machine.fast):
-                fast.apply(pipe, DISTILLED[machine.fast], weights)
+                apply_distilled(pipe, DISTILLED[machine.fast], weights)
         if machine.vae_tiling:
             pipe.vae.enable_tiling()
         if adapted:
@@ -339,7 +338,7 @@ def about(name: str, value: str) -> Iterator[None]:
 
 def variant_class(name: str) -> Any:
     """Return a variant by its name."""
-    return getattr(instantstyle, name)
+    return getattr(variants, name)
 
 
 def sibling(pipe: Any, name: str) -> Any:
@@ -389,4 +388,15 @@ def find_distilled(machine: Machine, family: str) -> Path | None:
     if machine.fast is None:
         return None
     with about("fast", machine.fast):
-        return fast.find_weights(DISTILLED[machine.fast], family, machine.fast_weights)
+        return find_weights(DISTILLED[machine.fast], family, machine.fast_weights)
+
+
+def load_pipeline(folder: str) -> Any:
+    """Load the pipeline of a checkpoint with its adapter in float32, without progress bars."""
+    # A watermark, which is put on where its package is installed, would be judged too.
+    variant = variant_class("StableDiffusionXLInstantStylePipeline")
+    pipe = variant.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
+    subfolder, _, weight_name = models.ADAPTER_FILES["sdxl"].rpartition("/")
+    pipe.load_ip_adapter(folder, subfolder=subfolder, weight_name=weight_name, target_blocks="all")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -104,9 +104,14 @@ def as_given(image: Image.Image, name: str = "picture") -> Picture:
     return Picture(name, hashlib.sha256(image.tobytes()).hexdigest(), image)
 
 
+def name_of(source: Source) -> str:
+    """Return the name of a file, without the folder that it is in."""
+    return os.path.basename(source) if isinstance(source, str) else source.file
+
+
 def is_style_file(source: Source) -> bool:
     """Whether it is an encoded style rather than a picture, by its name."""
-    return (source if isinstance(source, str) else source.file).endswith(STYLE_FILE)
+    return name_of(source).endswith(STYLE_FILE)
 
 
 # Sizes and target blocks
@@ -143,7 +148,7 @@ def read_target(text: str) -> tuple[str, str | float]:
 
 def write_targets(targets: Iterable[tuple[str, float]]) -> str:
     """Write target blocks as `read_targets` reads them; a scale of 1 goes without saying."""
-    return ",".join(name if scale == 1 else f"{name}={scale}" for name, scale in targets)
+    return ", ".join(name if scale == 1 else f"{name}={scale}" for name, scale in targets)
 
 
 # Kinds

@@ -1,7 +1,8 @@
 """The embedded checkpoint: an SDXL pipeline small enough to try everything on a CPU in seconds.
 
-It was trained on a world that `instantstyle.tiny.world` draws: one shape on a plain ground. `instantstyle.tiny.train`
-is the training, `instantstyle.tiny.judges` says what a picture of the world shows.
+It was trained on a world that `instantstyle.tiny.world` draws: one shape on a plain ground. The training itself is not
+in the package: it is in the folder `training` of the sources.
+`instantstyle.tiny.judges` says what a picture of the world shows.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -330,3 +331,13 @@ def sentence(opening: str, middle: Sequence[str], shape: str, ending: str) -> st
     """Put the parts of a caption together with the article they need."""
     noun = " ".join(word for word in (*middle, shape) if word)
     return f"{opening}{'an' if noun[0] in 'aeiou' else 'a'} {noun}{ending}"
+
+
+def reference_pictures(references: Scenes, pixels: int) -> list[Image.Image]:
+    """Draw references as a user would give them: pictures of eight bits."""
+    return [to_picture(drawing) for drawing in draw(references, pixels)]
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Turn a tensor of shape (3, height, width) in [0, 1] into a picture of eight bits."""
+    return Image.fromarray(pixels.permute(1, 2, 0).mul(255).round().byte().numpy())

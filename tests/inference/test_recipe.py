@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
-from test_session import REFERENCE, apart, ask, every_kind, files, session  # noqa: F401
+from test_session import REFERENCE, apart, ask, every_kind, files  # noqa: F401
 
 from instantstyle.inference.inputs import find_files
 from instantstyle.inference.recipe import KEY, read_recipe, read_request, write_recipe
@@ -105,7 +105,7 @@ FIRST = {
 }
 
 
-def test_a_recipe_of_the_first_format_is_read_as_one_of_today(tmp_path, session):  # noqa: F811
+def test_a_recipe_of_the_first_format_is_read_as_one_of_today(tmp_path, session):
     write_recipe(Image.new("RGB", (64, 48)), tmp_path / "ring.png", FIRST)
     request, machine = read_request(read_recipe(tmp_path / "ring.png"))
     named = Named("reference.png", "1")

@@ -20,11 +20,6 @@ REFERENCE = str(Path(__file__).parents[2] / "examples" / "reference.png")
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
-    return Session(Machine(device="cpu"))
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, str]:
     """Files that requests name."""
     folder = tmp_path_factory.mktemp("files")

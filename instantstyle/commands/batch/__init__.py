@@ -75,7 +75,7 @@ def prepare(options: argparse.Namespace, processes: Any) -> Job:
         ValueError, OSError: A mistake in the command line or in a row, which is named by its line.
     """
     machine = place(options.machine, processes)
-    folder = files.output_folder(options.output)
+    folder = files.output_folder("--output", options.output)
     rows = manifest.read(options.manifest)
     check_sheet(options, rows)
     requests = [row.request(typed(options, Request)) for row in rows]

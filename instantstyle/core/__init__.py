@@ -1,0 +1,69 @@
+"""InstantStyle (arXiv 2404.02733) for the Stable Diffusion XL and 1.5 pipelines of diffusers.
+
+Two training-free additions to an IP-Adapter (arXiv 2308.06721): the reference picture is injected only into the
+attention blocks that carry style, and the CLIP text embedding of what it shows is subtracted from its CLIP image
+embedding.
+"""
+
+from .adapter import (
+    AdapterState,
+    adapter_state,
+    adapter_to_change,
+    attach,
+    component,
+    detach,
+    fetch,
+    lifted,
+    resolve_each,
+    scales_at,
+)
+from .blocks import Scale, attention_blocks, check_number, presets, resolve_target_blocks, text_layers, times
+from .call import Call, check_style_scale, embed_reference, package, plan_call, read_call, upright
+from .checkpoint import AdapterFile
+from .content import remove_content
+from .hosts import plugin_file, write_code
+from .offloading import modules, offloading_suspended
+from .pipeline import InstantStyleMixin, StableDiffusionXLInstantStylePipeline, with_instantstyle
+from .processors import MutedProjection, attention, bare_unet, ip_processors, make_processor
+
+
+__all__ = [
+    "AdapterFile",
+    "AdapterState",
+    "Call",
+    "InstantStyleMixin",
+    "MutedProjection",
+    "Scale",
+    "StableDiffusionXLInstantStylePipeline",
+    "adapter_state",
+    "adapter_to_change",
+    "attach",
+    "attention",
+    "attention_blocks",
+    "bare_unet",
+    "check_number",
+    "check_style_scale",
+    "component",
+    "detach",
+    "embed_reference",
+    "fetch",
+    "ip_processors",
+    "lifted",
+    "make_processor",
+    "modules",
+    "offloading_suspended",
+    "package",
+    "plan_call",
+    "plugin_file",
+    "presets",
+    "read_call",
+    "remove_content",
+    "resolve_each",
+    "resolve_target_blocks",
+    "scales_at",
+    "text_layers",
+    "times",
+    "upright",
+    "with_instantstyle",
+    "write_code",
+]

@@ -1,0 +1,309 @@
+"""The adapter on a UNet: built, attached, detached, and its weights fetched."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from .blocks import Scale, presets, resolve_target_blocks, text_layers, times
+from .checkpoint import AdapterFile
+from .processors import (
+    MutedProjection,
+    attention,
+    bare_unet,
+    first_linear,
+    ip_processors,
+    is_muted,
+    is_xformers,
+    make_processor,
+    plain_processor,
+)
+
+
+@dataclass
+class AdapterState:
+    """What is loaded on a UNet. It is kept on the UNet, so that all pipelines that share it agree."""
+
+    projection: Any
+    files: Sequence[AdapterFile | None]  # None: put there by another loader, which kept all weights
+    targets: list[dict[str, Scale]]  # per adapter: layer -> weight
+    scales: list[Scale]  # per adapter: what all its weights are multiplied by
+    plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
+    hid_proj: tuple[nn.Module | None, str | None] = (None, None)
+    brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
+    # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
+    standing: Callable[[int], list[torch.Tensor]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has components of its own.
+        return {**self.__dict__, "brought": {}}
+
+
+def adapter_state(unet: Any) -> AdapterState | None:
+    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all"."""
+    projection = unet.encoder_hid_proj
+    if not hasattr(projection, "image_projection_layers"):
+        return None
+    state = unet.__dict__.get("_instantstyle")
+    if state is not None and state.projection is projection:
+        return state
+    processors = ip_processors(unet)
+    text_proj = getattr(unet, "text_encoder_hid_proj", None)
+    count = len(projection.image_projection_layers)
+    scales = [[processor.scale[i] for processor in processors.values()] for i in range(count)]
+    return AdapterState(
+        projection=projection,
+        files=[None] * count,
+        targets=[dict.fromkeys(processors, 1.0) for _ in range(count)],
+        scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        plain={layer: plain_processor(processor) for layer, processor in processors.items()},
+        hid_proj=(text_proj, None if text_proj is None else "text_proj"),
+    )
+
+
+def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, dict[str, Any]]:
+    """The image projections and the muted processors of these checkpoints, for `attach`.
+
+    Raises:
+        ValueError: a checkpoint does not fit this UNet.
+    """
+    layers, tokens, projections = text_layers(unet), [], []
+    for file in files:
+        _check_fit(unet, file)
+        image_proj = file.read_part("image_proj")
+        tokens.append(_token_count(image_proj))
+        projections.append(_build_projection(unet, file, image_proj))
+    processors = {}
+    for layer in layers:
+        attn = attention(unet, layer)
+        processors[layer] = processor = make_processor(attn, tokens, attn.processor)
+        processor.to_k_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
+        processor.to_v_ip = nn.ModuleList(MutedProjection(layer) for _ in files)
+    return MultiIPAdapterImageProjection(projections), processors
+
+
+def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
+    copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
+    # Sequential offloading leaves the UNet on meta, and this way the host loads to where the UNet is.
+    low_cpu_mem_usage = not next(unet.parameters()).is_meta
+    try:
+        with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
+            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=low_cpu_mem_usage)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
+    missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ValueError(f"{file.name} holds an image projection that lacks {missing[0]!r}.")
+    return projection
+
+
+def _projection_keys(unet: Any) -> dict[str, tuple[str, str]]:
+    layers = {layer: f"ip_adapter.{2 * i + 1}" for i, layer in enumerate(text_layers(unet))}
+    return {layer: (f"{key}.to_k_ip.weight", f"{key}.to_v_ip.weight") for layer, key in layers.items()}
+
+
+def _token_count(image_proj: Mapping[str, torch.Tensor]) -> int:
+    if "latents" in image_proj:
+        return image_proj["latents"].shape[1]
+    return 257 if "proj.3.weight" in image_proj else 4
+
+
+def _check_fit(unet: Any, file: AdapterFile) -> None:
+    keys = _projection_keys(unet)
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer, pair in keys.items():
+        attn = attention(unet, layer)
+        expected |= dict.fromkeys(pair, (attn.inner_kv_dim, attn.cross_attention_dim))
+    norms = [key for key in ("image_proj.norm.weight", "image_proj.norm_out.weight") if key in file.shapes]
+    expected |= dict.fromkeys(norms, (attention(unet, next(iter(keys))).cross_attention_dim,))
+    for key, shape in expected.items():
+        if file.shapes.get(key) != shape:
+            count = sum(name.endswith(".to_k_ip.weight") for name in file.shapes)
+            raise ValueError(
+                f"{file.name} does not fit this UNet: {key!r} should have the shape {shape}, but "
+                f"{f'has {file.shapes[key]}' if key in file.shapes else 'is missing'}. It has {count} cross-attention "
+                f"layers, the UNet {len(keys)}. Load an IP-Adapter made for this model family."
+            )
+
+
+def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> None:
+    """Put an adapter on a UNet without one, in the UNet's attention backend and dtype."""
+    attentions = {layer: attention(unet, layer) for layer in processors}
+    state.plain = {layer: attn.processor for layer, attn in attentions.items()}
+    state.hid_proj = (unet.encoder_hid_proj, getattr(unet.config, "encoder_hid_dim_type", None))
+    dtype = unet.dtype  # it walks all modules
+    for layer, processor in processors.items():
+        if is_xformers(processor) != is_xformers(state.plain[layer]):  # switched on or off meanwhile
+            old, processor = processor, make_processor(attentions[layer], processor.num_tokens, state.plain[layer])
+            processor.scale, processor.to_k_ip, processor.to_v_ip = old.scale, old.to_k_ip, old.to_v_ip
+        attentions[layer].set_processor(processor.to(dtype=dtype))
+    if state.hid_proj[1] == "text_proj":  # Kolors' text projection, which the host looks for here
+        unet.text_encoder_hid_proj = unet.encoder_hid_proj
+    unet.encoder_hid_proj = state.projection.to(dtype=dtype)
+    unet.config.encoder_hid_dim_type = "ip_image_proj"
+    unet._instantstyle = state
+
+
+def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
+    """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
+    processors = ip_processors(unet)
+    for layer in processors:
+        attention(unet, layer).set_processor(state.plain[layer])
+    unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
+    if hasattr(unet, "text_encoder_hid_proj"):
+        del unet.text_encoder_hid_proj
+    unet.__dict__.pop("_instantstyle", None)
+    return processors
+
+
+@contextmanager
+def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
+    """The UNet without its adapter, for the length of the `with`."""
+    state = adapter_state(unet)
+    if state is None:
+        yield None
+        return
+    processors = detach(unet, state)
+    try:
+        yield state, processors
+    finally:
+        attach(unet, state, processors)
+
+
+def fetch(
+    unet: Any, state: AdapterState, targets: Sequence[Mapping[str, Scale]], processors: Mapping[str, Any]
+) -> dict[tuple[str, int], Any]:
+    """Read the projections that targets need and processors lack: (layer, adapter) -> (key, value), on the CPU.
+
+    Raises:
+        ValueError: the checkpoint is not there any more, or holds values that are not finite.
+    """
+    fetched, keys, dtype = {}, _projection_keys(unet), unet.dtype
+    for i, (file, wanted) in enumerate(zip(state.files, targets, strict=True)):
+        missing = [layer for layer in wanted if layer in processors and is_muted(processors[layer].to_k_ip[i])]
+        if not missing or file is None:
+            continue
+        if not file.available():
+            raise ValueError(
+                f"`target_blocks` needs weights for {missing[0]!r}, which were not kept, and {file.name} is gone or "
+                "has changed. Call `load_ip_adapter` again with all wanted blocks in `target_blocks`."
+            )
+        tensors = file.read([key for layer in missing for key in keys[layer]])
+        for layer in missing:
+            fetched[layer, i] = [_linear(tensors.pop(key), dtype) for key in keys[layer]]
+    return fetched
+
+
+def _linear(weight: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.to(dtype, copy=True))  # a copy does not keep the file mapped
+    return linear
+
+
+def scales_at(layer: str, state: AdapterState, targets: Sequence[Mapping[str, Scale]]) -> list[Scale]:
+    """What each adapter's image tokens are multiplied by in a layer, with these targets."""
+    both = zip(targets, state.scales, strict=True)
+    return [times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
+
+
+def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Any) -> None:
+    """Put the scales of these targets, and the projections fetched for them, on the UNet."""
+    processors = ip_processors(unet)
+    for (layer, i), pair in fetched.items():
+        device = next(attention(unet, layer).parameters()).device
+        processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = (linear.to(device) for linear in pair)
+    for layer, processor in processors.items():
+        processor.scale = scales_at(layer, state, targets)
+
+
+def drop_muted(unet: Any, state: AdapterState) -> None:
+    """Let go of the weights of blocks that are no targets. Another loader's stay: they cannot be read again."""
+    for layer, processor in ip_processors(unet).items():
+        for i, file in enumerate(state.files):
+            if file is not None and layer not in state.targets[i]:
+                processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
+
+
+def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
+    """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
+    if state is None:
+        raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
+    if target_blocks == ["block"]:  # the first implementation's word for all
+        target_blocks = "all"
+    count = len(state.files)
+    several = count > 1 and isinstance(target_blocks, (list, tuple))
+    each = list(target_blocks) if several else [target_blocks] * count
+    if len(each) != count:
+        raise ValueError(
+            f"`target_blocks` has {len(each)} entries for {count} IP-Adapters. Pass one, or one for each."
+        )
+    layers, family = text_layers(unet), presets(unet)
+    carried = [file.presets if file else {} for file in state.files]
+    return [resolve_target_blocks(blocks, layers, family | own) for blocks, own in zip(each, carried, strict=True)]
+
+
+def placeholders(state: AdapterState) -> list[torch.Tensor]:
+    """Embeddings for a call without a reference, which the host insists on once an adapter is loaded."""
+    layers = state.projection.image_projection_layers
+    shapes = [(1, 1) if isinstance(layer, ImageProjection) else (1, 1, 1) for layer in layers]
+    linears = [first_linear(layer) for layer in layers]
+    return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
+
+
+def check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
+    for file, layer in zip(files, projection.image_projection_layers, strict=True):
+        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
+            continue
+        config, width = encoder.config, first_linear(layer).in_features
+        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
+        if given != width:
+            raise ValueError(
+                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
+                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
+            )
+
+
+def adapter_to_change(pipe: Any) -> AdapterState | None:
+    """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
+    state = adapter_state(bare_unet(pipe))
+    if state is not None and state.standing is not None:
+        raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
+    return state
+
+
+def component(pipe: Any, name: str) -> Any:
+    """A component of a pipeline, or None."""
+    # `DiffusionPipeline.from_pipe(..., custom_pipeline=...)` hands over a missing component as (None, None).
+    found = getattr(pipe, name)
+    return None if isinstance(found, (tuple, list)) else found
+
+
+def load_image_tower(
+    pipe: Any, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
+) -> dict[str, Any]:
+    """The image encoder and feature extractor that a pipeline lacks, from where the host would load them."""
+    towers: dict[str, Any] = {}
+    encoder = component(pipe, "image_encoder")
+    if encoder is None and folder is not None:
+        if isinstance(source, Mapping):
+            raise ValueError(
+                "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
+                "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
+            )
+        place = folder if "/" in folder else Path(subfolder, folder).as_posix()
+        encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=pipe.dtype, **hub)
+        towers["image_encoder"] = encoder
+    if component(pipe, "feature_extractor") is None:
+        side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
+        towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
+    return towers

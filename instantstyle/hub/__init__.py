@@ -1,0 +1,1 @@
+"""The plugin on the Hub: its repository, card, gallery and checkpoints."""

@@ -1,0 +1,1 @@
+"""Pipelines: the variants, Modular Diffusers, distilled models and HiDiffusion."""

@@ -1,0 +1,1 @@
+"""Styles: encoded references, their files, and their way onto a UNet."""

@@ -1,1 +1,0 @@
-"""The training of the embedded checkpoint, stage by stage: `python -m instantstyle.tiny.train`."""

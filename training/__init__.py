@@ -1,0 +1,1 @@
+"""The training of the embedded checkpoint, stage by stage: `python -m training`."""
