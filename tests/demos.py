@@ -17,7 +17,7 @@ REFERENCE = ROOT / "examples" / "reference.png"
 
 def demo_options(*words: str) -> argparse.Namespace:
     """Read the options of `instantstyle demo`; on a CPU and without a browser of its own."""
-    return cli.build_parser().parse_args(["demo", "--device", "cpu", "--no-open", *words])
+    return cli.read(["demo", "--device", "cpu", "--no-open", *words])
 
 
 @contextmanager
