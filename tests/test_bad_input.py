@@ -40,7 +40,7 @@ from hosts import (
 )
 from safetensors.torch import load_file, save_file
 
-from pipeline_instantstyle import with_instantstyle
+from instantstyle.core import with_instantstyle
 
 
 Folder = tuple[str, str, Any]  # what `load_ip_adapter` is called with

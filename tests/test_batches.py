@@ -16,7 +16,7 @@ from conftest import TOLERANCE, Pair, differ, each_family, every_host, same
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, SDXLCFGCutoffCallback, SDXLControlnetCFGCutoffCallback
 from diffusers.image_processor import IPAdapterMaskProcessor
-from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, SIDE, Host, picture, write_adapter
+from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, SIDE, Host, make, picture, write_adapter
 from PIL import Image
 
 
@@ -238,6 +238,31 @@ def test_each_adapter_has_a_mask_of_its_own(host: Host, two: Pair) -> None:
     oracle = two.paint(two.stock, **images, **masked(left, lower))
     assert same(oracle, two.paint(two.variant, **images, **masked(left, lower)))
     assert differ(oracle, two.paint(two.variant, **images, **masked(lower, left)))
+
+
+def test_one_adapter_everywhere_and_one_with_scales_for_each_mask(adapters: Adapters, tmp_path: Path) -> None:
+    """diffusers' own example for masks, which needs `target_blocks="all"`: a number means the chosen blocks."""
+    pair = Pair(HOSTS["stable_diffusion_xl"])
+    folders, subfolders, names = zip(adapters["sdxl"], write_adapter(tmp_path, "sdxl", seed=1), strict=True)
+    arguments = (list(folders), list(subfolders), list(names))
+    last = [[0.0, 0.0, 1.0]]
+    scale_1 = {"down": last, "mid": last, "up": {"block_0": [*last, [1.0, 1.0, 1.0], *last], "block_1": last}}
+    left, lower = masks().chunk(2)
+    inputs = {
+        "ip_adapter_image": [FIRST, [SECOND, THIRD, FOURTH]],
+        **masked(left, torch.cat([left, lower, 1 - lower], dim=1)),
+    }
+    painted = []
+    for pipe, chosen in (
+        (pair.stock, {}),
+        (pair.variant, {"target_blocks": "all"}),
+        (make(pair.host, type(pair.variant)), {}),
+    ):
+        pipe.load_ip_adapter(*arguments, **chosen)
+        pipe.set_ip_adapter_scale([1.0, scale_1])
+        painted.append(pair.paint(pipe, **inputs))
+    assert same(*painted[:2])
+    assert differ(*painted[1:])
 
 
 # --- Callbacks that cut guidance -------------------------------------------------------------------------------------

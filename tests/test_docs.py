@@ -34,7 +34,7 @@ import instantstyle
 import pipeline_instantstyle
 from instantstyle import tiny
 from instantstyle.commands import cli
-from pipeline_instantstyle import attention_blocks, presets, resolve_target_blocks, text_layers
+from instantstyle.core import attention_blocks, presets, resolve_target_blocks, text_layers
 
 
 ROOT = Path(__file__).parents[1]

@@ -142,7 +142,7 @@ def test_conditions_that_contradict_themselves_are_refused(arguments, message):
 
 
 def test_comfyui_numbers_are_sdxls_groups(pipe):
-    from pipeline_instantstyle import attention_blocks
+    from instantstyle.core import attention_blocks
 
     assert sorted(attention_blocks(pipe.unet)) == sorted(conditions.COMFYUI_GROUPS)
     named = {

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from instantstyle import tiny
 from instantstyle.commands import cli
+from instantstyle.core import AdapterFile
 from instantstyle.inference import grid, recipe
 from instantstyle.lab import findings, presets, probe, probe_report
 from instantstyle.lab.pairs import make_seed
 from instantstyle.lab.proposal import propose, propose_by_proxy
 from instantstyle.tiny import judges
-from pipeline_instantstyle import AdapterFile
 
 
 EVERY = ("down", "mid", "up.0", "up.1")

@@ -27,10 +27,10 @@ from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference
 import instantstyle
 from instantstyle import Style, tiny
 from instantstyle.commands import cli
+from instantstyle.core import with_instantstyle
 from instantstyle.hub import checkpoint, gallery, publish
 from instantstyle.hub.card import write_card
 from instantstyle.tiny import world
-from pipeline_instantstyle import with_instantstyle
 
 
 OWN_ADAPTER = ("someone/tiny", "sdxl_models", "ip-adapter_sdxl.safetensors")

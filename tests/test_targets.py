@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,9 @@ from hosts import (
     pixels,
     write_adapter,
 )
+
+from instantstyle import core
+from instantstyle.core import blocks
 
 
 Adapters = dict[str, tuple[str, str, str]]
@@ -194,17 +198,64 @@ def test_what_reads_back_can_be_set_again(host: Host, pair: Pair) -> None:
     assert same(painted, pair.paint(pair.variant, **REFERENCE))
 
 
-@each_family
-def test_a_number_scales_what_is_in_force_and_a_dict_means_the_hosts(host: Host, pair: Pair) -> None:
+@every_host
+def test_a_number_goes_back_to_what_was_chosen_before_a_dict(host: Host, pair: Pair) -> None:
+    """For all blocks that is what the host does. A dict is not a choice; even one of zeros is only a dict."""
     layout = {"up": {"block_1": [0.3, 0.0, 0.9]}, "mid": 0.7}
-    pair.variant.set_target_blocks({"style": 0.5})
+    style = scaled(STYLE[host.family], 0.5)
     ours, theirs = [], []
-    for scale, scales in ((1.6, scaled(STYLE[host.family], 0.8)), (layout, layout), (0.5, scaled(layout, 0.5))):
-        pair.variant.set_ip_adapter_scale(scale)
-        pair.stock.set_ip_adapter_scale(scales)
-        ours.append(pair.paint(pair.variant, **REFERENCE))
-        theirs.append(pair.paint(pair.stock, **REFERENCE))
-    every_picture(ours, theirs)
+    cases = (
+        ("all", [layout, 0.6, {"up": 0.0}, 0.9]),
+        ({"style": 0.5}, [1.6, layout, 0.4]),
+    )
+    for chosen, scales in cases:
+        pair.variant.set_target_blocks(chosen)
+        for scale in scales:
+            pair.variant.set_ip_adapter_scale(scale)
+            is_theirs = chosen == "all" or isinstance(scale, dict)
+            pair.stock.set_ip_adapter_scale(scale if is_theirs else scaled(style, scale))
+            ours.append(pair.paint(pair.variant, **REFERENCE))
+            theirs.append(pair.paint(pair.stock, **REFERENCE))
+    every = zip(ours, theirs, strict=True)
+    assert all(same(first, second) for first, second in every)
+    state = core.adapter_state(pair.variant.unet)
+    pair.variant.set_ip_adapter_scale(layout)
+    state.chosen = state.targets  # as if the dict had been a choice
+    pair.variant.set_ip_adapter_scale(0.4)
+    assert differ(ours[-1], pair.paint(pair.variant, **REFERENCE))
+
+
+@each_family
+def test_a_number_after_a_dict_reads_nothing(host: Host, bare: Pair, adapters: Adapters, tmp_path: Path) -> None:
+    """What was chosen stays in memory while a dict leaves it out, as in the host, so its file may be gone."""
+    folder = Path(shutil.copytree(adapters[host.family][0], tmp_path / "adapter"))
+    bare.stock.load_ip_adapter(*adapters[host.family])
+    bare.variant.load_ip_adapter(str(folder), *adapters[host.family][1:], target_blocks="all")
+    shutil.rmtree(folder)
+    for scale in (STYLE[host.family], 0.7):
+        bare.stock.set_ip_adapter_scale(scale)
+        bare.variant.set_ip_adapter_scale(scale)
+    assert same(bare.paint(bare.stock, **REFERENCE), bare.paint(bare.variant, **REFERENCE))
+    bare.variant.set_target_blocks("style")
+    with pytest.raises(ValueError, match="is gone or has changed"):
+        bare.variant.set_ip_adapter_scale({"down": 1.0})
+
+
+@each_family
+def test_a_number_after_a_dict_for_one_of_two_adapters(
+    host: Host, bare: Pair, adapters: Adapters, tmp_path: Path
+) -> None:
+    folders, subfolders, names = zip(adapters[host.family], write_adapter(tmp_path, host.family, seed=1), strict=True)
+    arguments, images = (list(folders), list(subfolders), list(names)), {"ip_adapter_image": [picture(1), picture(2)]}
+    bare.stock.load_ip_adapter(*arguments)
+    bare.variant.load_ip_adapter(*arguments, target_blocks="all")
+    found = []
+    for scales in ([STYLE[host.family], LAYOUT[host.family]], [1.0, STYLE[host.family]]):
+        for pipe in (bare.stock, bare.variant):
+            pipe.set_ip_adapter_scale(scales)
+        assert same(bare.paint(bare.stock, **images), bare.paint(bare.variant, **images))
+        found.append(bare.paint(bare.variant, **images))
+    assert differ(*found)
 
 
 def scaled(scales: Any, factor: float) -> Any:
@@ -314,8 +365,27 @@ def shallow(host: Host) -> tuple[UNet2DConditionModel, dict[str, Any]]:
     return unet, {**components(host.family), "unet": unet, **towers}
 
 
+@every_host
+def test_loading_on_an_unknown_topology_does_what_the_host_does(
+    host: Host, bare: Pair, adapters: Adapters, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All blocks, and a line in the log; where style blocks are known, those, and none."""
+    bare.stock.load_ip_adapter(*adapters[host.family])
+    painted = bare.paint(bare.stock, **REFERENCE)
+    bare.variant.load_ip_adapter(*adapters[host.family])
+    assert differ(painted, bare.paint(bare.variant, **REFERENCE))
+    assert "attention blocks" not in caplog.text
+    monkeypatch.setattr(blocks, "FAMILY_PRESETS", {})
+    bare.variant.load_ip_adapter(*adapters[host.family])
+    assert same(painted, bare.paint(bare.variant, **REFERENCE))
+    assert caplog.text.count("All attention blocks see the reference, as in diffusers") == 1
+    with pytest.raises(ValueError, match="names 'style', which is neither a preset"):
+        bare.variant.load_ip_adapter(*adapters[host.family], target_blocks="style")
+    assert same(painted, bare.paint(bare.variant, **REFERENCE))
+
+
 @pytest.mark.parametrize("host", [HOSTS["stable_diffusion"]], ids=["sd15"])
-def test_an_unknown_topology_has_names_and_all_only(host: Host) -> None:
+def test_an_unknown_topology_has_names_and_all_only(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet, parts = shallow(host)
@@ -326,10 +396,11 @@ def test_an_unknown_topology_has_names_and_all_only(host: Host) -> None:
         with pytest.raises(ValueError, match=preset.replace("+", r"\+")) as refused:
             variant.load_ip_adapter(*arguments, target_blocks=preset)
         assert "all" in str(refused.value)
-    with pytest.raises(ValueError, match="all"):
-        variant.load_ip_adapter(*arguments)
     assert variant.unet.attn_processors == processors
-    variant.load_ip_adapter(*arguments, target_blocks="all")
+    with caplog.at_level("WARNING"):
+        variant.load_ip_adapter(*arguments)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("All attention blocks see the reference")
     stock.load_ip_adapter(*arguments[:3], image_encoder_folder=None)
     ours, theirs = [plain], [pixels(variant, **host.inputs())]
     cases = [

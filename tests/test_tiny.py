@@ -15,13 +15,13 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
+from instantstyle.core import attention_blocks
 from instantstyle.lab.conditions import NO_REFERENCE, PLAIN, STYLE, Condition
 from instantstyle.lab.metrics import score
 from instantstyle.lab.pairs import Pairs, sample_pairs
 from instantstyle.lab.pictures import make_pictures
 from instantstyle.tiny import networks, world
 from instantstyle.tiny.judges import Judges
-from pipeline_instantstyle import attention_blocks
 
 
 ROOT = Path(__file__).parents[1]

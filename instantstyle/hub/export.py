@@ -81,10 +81,10 @@ def write_repository(
         take: How the checkpoint's files come there.
         bars: Whether to show progress.
     """
+    from instantstyle.core import write_code
     from instantstyle.hub.card import write_card
     from instantstyle.hub.gallery import write_gallery
     from instantstyle.pipelines.modular import InstantStyleXLBlocks
-    from pipeline_instantstyle import write_code
 
     variants = write_variants(folder)
     InstantStyleXLBlocks().save_pretrained(folder)
@@ -100,8 +100,8 @@ def write_variants(folder: Path) -> dict[str, str]:
     Returns:
         Class -> file that loads it.
     """
+    from instantstyle.core import write_code
     from instantstyle.pipelines import variants
-    from pipeline_instantstyle import write_code
 
     others = [cls for cls in vars(variants).values() if getattr(cls, "__module__", None) == variants.__name__]
     every = [variants.StableDiffusionXLInstantStylePipeline, *others]

@@ -154,7 +154,7 @@ def check_targets(folder: Path, conditions: Iterable[Condition]) -> None:
     """
     from diffusers import UNet2DConditionModel
 
-    from pipeline_instantstyle import AdapterFile, presets, resolve_target_blocks, text_layers
+    from instantstyle.core import AdapterFile, presets, resolve_target_blocks, text_layers
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(read_unet_config(str(folder)))

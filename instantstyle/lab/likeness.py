@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from instantstyle.core import execution_device
+
 
 NOTE = (
     "These scores are a proxy, from the pipeline's own CLIP towers. Likeness to the reference (cosine of the image "
@@ -40,7 +42,7 @@ class Towers:
         """Return unit image embeddings of RGB pictures, float32 of shape (n, d) on the CPU."""
         pixels = self.pipe.feature_extractor(images=list(pictures), return_tensors="pt").pixel_values
         encoder = self.pipe.image_encoder
-        return unit(encoder(pixels.to(self.pipe._execution_device, encoder.dtype)).image_embeds)
+        return unit(encoder(pixels.to(execution_device(self.pipe), encoder.dtype)).image_embeds)
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -53,7 +55,7 @@ class Towers:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        return unit(self.pipe.text_encoder_2(ids.to(self.pipe._execution_device)).text_embeds)
+        return unit(self.pipe.text_encoder_2(ids.to(execution_device(self.pipe))).text_embeds)
 
 
 def unit(embeddings: Tensor) -> Tensor:

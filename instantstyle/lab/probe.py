@@ -189,6 +189,8 @@ def choose_scorer(options: argparse.Namespace, session: Session, examples: Any) 
 
 def describe(options: argparse.Namespace, pipe: Any, model: Model, adapter: Adapter, examples: Any) -> dict[str, Any]:
     """Write what decides the result: names and fingerprints, but no local path."""
+    from instantstyle.core import execution_device
+
     references, prompts = examples or (None, None)
     return {
         "versions": versions(),
@@ -202,7 +204,7 @@ def describe(options: argparse.Namespace, pipe: Any, model: Model, adapter: Adap
         "seed": options.seed,
         "steps": options.steps,
         "guidance": options.guidance,
-        "device": pipe._execution_device.type,
+        "device": execution_device(pipe).type,
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
 
@@ -216,14 +218,14 @@ def stamps(pipe: Any, model: Model) -> list[Any]:
 
 def adapter_source(pipe: Any) -> Path:
     """Return the file that the pipeline's adapter was read from."""
-    from pipeline_instantstyle import adapter_state
+    from instantstyle.core import adapter_state
 
     return adapter_state(pipe.unet).files[0].source  # type: ignore[union-attr, return-value]
 
 
 def attention_groups(pipe: Any) -> Groups:
     """Return the names of the UNet's attention groups."""
-    from pipeline_instantstyle import attention_blocks
+    from instantstyle.core import attention_blocks
 
     return tuple(attention_blocks(pipe.unet))
 
@@ -282,7 +284,7 @@ def named_presets(proposal: Proposal, pipe: Any) -> dict[str, Any]:
 
     Its layout is the one proposed, else the one in force: what the adapter carries already, or the family's.
     """
-    from pipeline_instantstyle import adapter_state, presets
+    from instantstyle.core import adapter_state, presets
 
     if not proposal.style:
         return {}

@@ -209,10 +209,10 @@ def _lora_layers(pipe: Any) -> int:
 
 
 def _put_unet(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
-    from pipeline_instantstyle import bare_unet, lifted
+    from instantstyle.core import bare_unet, detached
 
     unet = bare_unet(pipe)
-    with lifted(unet):
+    with detached(unet):
         expected = {(key, tensor.shape) for key, tensor in unet.state_dict().items()}
         wrong = expected ^ {(key, tensor.shape) for key, tensor in tensors.items()}
         if wrong:
