@@ -140,7 +140,7 @@ class Session:
     def unknown_words(self, requests: Iterable[Request]) -> str | None:
         """Say which words of requests a model of the drawn world has never seen; of other models say nothing."""
         texts = (text for one in requests for text in (one.prompt, one.negative, one.content) if text)
-        return models.unknown_words(self.model, sorted(set(texts)))
+        return models.unknown_words(self.model, list(dict.fromkeys(texts)))
 
     # Painting
 
