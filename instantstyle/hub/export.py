@@ -13,6 +13,7 @@ from pathlib import Path
 
 from instantstyle.console import calm
 from instantstyle.hub.checkpoint import Checkpoint, Take, copy_checkpoint, find_checkpoint
+from instantstyle.version import require
 
 
 ANYONE = "someone/instantstyle"  # in the card's examples, where no name is given yet
@@ -65,6 +66,8 @@ def whole(folder: Path) -> Iterator[Path]:
         made = Path(scratch, "made")
         made.mkdir()
         yield made
+        if folder.exists():  # on Windows nothing takes the place of a folder
+            folder.rmdir()
         made.replace(folder)
 
 
@@ -80,7 +83,11 @@ def write_repository(
         checkpoint: What to publish beside the plugin, if anything.
         take: How the checkpoint's files come there.
         bars: Whether to show progress.
+
+    Raises:
+        ValueError: diffusers is too old for its modular blocks.
     """
+    require("diffusers", (0, 40), "a repository, which holds blocks for Modular Diffusers,")
     from instantstyle.core import write_code
     from instantstyle.hub.card import write_card
     from instantstyle.hub.gallery import write_gallery

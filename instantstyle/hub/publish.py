@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,13 +35,17 @@ def run(options: argparse.Namespace) -> None:
     repo_id = check_repo_id(options.repo_id)
     token = "" if options.dry_run else find_token()
     bars = sys.stderr.isatty() and not options.quiet
+    lent: dict[str, str] = {}  # where a file would be -> where it is: weights need not be written to be read once
     with calm(bars), tempfile.TemporaryDirectory() as scratch:
-        write_repository(Path(scratch), repo_id, options.revision, chosen(options), borrow, bars)
+        write_repository(
+            Path(scratch), repo_id, options.revision, chosen(options), lambda file, to: lent.update({to: file}), bars
+        )
+        files = named(Path(scratch), lent)
         if options.dry_run:
-            print(listing(Path(scratch)))
+            print(listing(files))
             return
         with explained(repo_id, token):
-            print(upload(Path(scratch), repo_id, options.private, options.revision, token))
+            print(upload(files, repo_id, options.private, options.revision, token))
 
 
 def check_repo_id(text: str) -> str:
@@ -79,28 +81,28 @@ def find_token() -> str:
     return token
 
 
-def borrow(source: str, target: str) -> None:
-    """Link to a file, or copy it where there are no links: weights need not be written once more to be read once."""
-    try:
-        os.symlink(Path(source).resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+def named(folder: Path, lent: Mapping[str, str]) -> dict[str, Path]:
+    """Name what goes into the repository: the files in a folder, and those that are lent to it."""
+    files = {str(path): path for path in folder.rglob("*") if path.is_file()} | {
+        target: Path(source) for target, source in lent.items()
+    }
+    return {Path(place).relative_to(folder).as_posix(): path for place, path in sorted(files.items())}
 
 
-def listing(folder: Path) -> str:
+def listing(files: Mapping[str, Path]) -> str:
     """List files with their sizes."""
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
     rows = [*sorted(sizes.items()), (f"{len(sizes)} files", sum(sizes.values()))]
     return table([[name, f"{size / 1e3:,.1f} kB"] for name, size in rows], right=(1,))
 
 
-def upload(folder: Path, repo_id: str, private: bool, revision: str | None, token: str) -> str:
-    """Upload a folder to a repository, which is made if it is not there.
+def upload(files: Mapping[str, Path], repo_id: str, private: bool, revision: str | None, token: str) -> str:
+    """Upload files to a repository, which is made if it is not there, in one commit.
 
     What the Hub has already is not uploaded again, also where an earlier upload was interrupted.
 
     Args:
-        folder: What to upload.
+        files: Name in the repository -> file.
         repo_id: OWNER/NAME.
         private: Whether others must not see it.
         revision: The branch, which is made if it is not there; by default `main`.
@@ -112,7 +114,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, toke
     Raises:
         ValueError: It is to be private, but is there already and public.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -123,8 +125,9 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, toke
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, revision=revision, commit_message=f"Publish instantstyle {__version__}"
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    commit = api.create_commit(
+        repo_id, operations, commit_message=f"Publish instantstyle {__version__}", revision=revision
     )
     return commit.commit_url
 
@@ -146,13 +149,14 @@ def explained(repo_id: str, token: str) -> Iterator[None]:
 def meaning(error: BaseException) -> str:
     """Say what an error of the Hub, or of the way to it, means."""
     cause: BaseException | None = error
-    while cause is not None and not hasattr(cause, "response"):
+    while cause is not None and getattr(cause, "response", None) is None:
         cause = cause.__cause__
     if cause is None:
         return (
             f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there, with "
             "HF_HUB_DISABLE_XET=1 not through Xet"
         )
-    response: Any = cause.response
-    status, said = response.status_code, getattr(cause, "server_message", None) or response.reason_phrase
+    response: Any = cause.response  # type: ignore[attr-defined]
+    reason = getattr(response, "reason_phrase", None) or response.reason  # of httpx, and of requests before 1.0
+    status, said = response.status_code, getattr(cause, "server_message", None) or reason
     return f"{MEANINGS[status]} (HTTP {status})." if status in MEANINGS else f"the Hub answers {status}: {said}."

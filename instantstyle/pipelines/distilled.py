@@ -96,6 +96,9 @@ DISTILLED = {
 }
 
 
+# The weights
+
+
 def find_weights(recipe: Distilled, family: str, given: str | None = None) -> Path | None:
     """Find the file that a recipe puts on the UNet, and fetch it if it is on the Hub.
 
@@ -147,6 +150,9 @@ def is_lora(path: Path) -> bool:
         ValueError: It is not a safetensors file.
     """
     return any("lora" in name for name in tensor_names(path, "`weights`"))
+
+
+# On a pipeline
 
 
 def apply_distilled(pipe: Any, recipe: Distilled, weights: Path | None = None) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, Host, content_encoder, make, picture, pixels, write_adapter
+from processes import PLUGIN, TOLERANCE, TWIN, Adapter, run
 from safetensors import safe_open
-from test_loading import PLUGIN, TOLERANCE, TWIN, Adapter, run
 
 import instantstyle
 from instantstyle import with_instantstyle

@@ -43,7 +43,7 @@ from instantstyle.inference import recipe
 from instantstyle.pipelines import hidiffusion
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REFERENCE = str(ROOT / "examples" / "reference.png")
 
 # SDXL's own topology, which the embedded checkpoint does not have.

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, DiffusionPipeline
+from documents import examples
 from hosts import HOSTS, OTHER_HOSTS, SIDE, make, picture, write_adapter, write_checkpoint
-from hub import TOKEN, Hub, serve
+from hub import TOKEN, Hub, redirect, serve
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_examples import examples
-from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
+from processes import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
 
 import instantstyle
 from instantstyle import Style, tiny
@@ -72,8 +72,7 @@ def connected(room: Path, folders: Mapping[str, Path]) -> Iterator[Hub]:
     with serve(folders, room) as hub, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        redirect(patch, hub.url)
         patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(room / "cache"))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -650,19 +649,26 @@ def test_a_dry_run_lists_what_would_be_published(
     assert lines[-1].split() == ["3", "files", f"{sum(map(len, published.values())) / 1e3:,.1f}", "kB"]
 
 
-def test_weights_are_borrowed_where_there_are_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link where there can be one, a copy elsewhere; in both the whole file."""
-    source, linked, copied = (tmp_path / name for name in ("source", "linked", "copied"))
-    source.write_bytes(b"weights")
-    publish.borrow(str(source), str(linked))
+def test_weights_go_up_from_where_they_are(mine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are neither copied nor linked to; what is written for the repository is beside them, under its own name."""
+    taken: dict[str, Path] = {}
 
-    def refuse(*_: Any) -> None:
-        raise OSError
+    def upload(files: Mapping[str, Path], *_: Any) -> str:
+        taken.update(files)
+        return ""
 
-    monkeypatch.setattr(publish.os, "symlink", refuse)
-    publish.borrow(str(source), str(copied))
-    assert (linked.is_symlink(), copied.is_symlink()) == (True, False)
-    assert linked.read_bytes() == copied.read_bytes() == b"weights"
+    def write_gallery(folder: Path, bars: bool) -> list[Any]:
+        assert not list(folder.rglob("*.safetensors"))
+        return []
+
+    monkeypatch.setattr(publish, "upload", upload)
+    monkeypatch.setattr(gallery, "write_gallery", write_gallery)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert cli.main(["publish", "someone/mine", "--checkpoint", str(mine)]) == 0
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert taken[name] == mine / name
+    assert taken["LICENSE.md"] == mine / "LICENSE.md"
+    assert mine not in taken["model_index.json"].parents
 
 
 def test_private_means_private(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from hub import serve
+from hub import redirect, serve
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -416,8 +416,7 @@ def test_a_style_is_loaded_from_a_folder_and_a_repository(path: Path, monkeypatc
     assert equal(style, Style.load(path.parent))
     assert equal(style, Style.load(path.parent, filename=path.name))
     with serve({"someone/ukiyo-e": path.parent}) as hub:
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        redirect(monkeypatch, hub.url)
         kwargs = {"cache_dir": str(path.parent.parent / "cache")}
         assert equal(style, Style.load("someone/ukiyo-e", **kwargs))
         with pytest.raises(OSError, match="someone/none"):

@@ -17,8 +17,8 @@ from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import Stabl
 from hosts import CLIP_WIDTH, HOSTS, SIDE, components, feature_extractor, image_encoder, picture
 from hub import serve
 from PIL import Image
-from test_laws import Broken, changed, failing_unet, identities
-from test_loading import PLUGIN, run
+from processes import PLUGIN, run
+from traces import Broken, changed, failing_unet, identities
 
 from instantstyle import Style, tiny
 from instantstyle.pipelines.modular import InstantStyleIPAdapterStep, InstantStyleXLBlocks, variant_of
@@ -26,7 +26,7 @@ from instantstyle.pipelines.modular import InstantStyleIPAdapterStep, InstantSty
 
 MODEL = str(tiny.path())
 ADAPTER = (MODEL, "sdxl_models", "ip-adapter_sdxl.safetensors")
-FIRST, SECOND = Image.open(Path(__file__).parents[1] / "examples" / "reference.png"), picture(2)
+FIRST, SECOND = Image.open(Path(__file__).parents[2] / "examples" / "reference.png"), picture(2)
 GUIDANCE, SETTINGS = 3.5, {"num_inference_steps": 2, "output_type": "np"}
 CFG = ClassifierFreeGuidance(guidance_scale=GUIDANCE)
 SEPARATE = 10 * TOLERANCE  # the classic variant runs both halves of guidance in one batch

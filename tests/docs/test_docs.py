@@ -25,10 +25,10 @@ from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 from diffusers.utils import dynamic_modules_utils
 from hosts import HOSTS, adapter_state, content_encoder, write_adapter, write_checkpoint
 from huggingface_hub import constants
+from loras import LAYERS, kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_cli import SD15_UNET, SDXL_UNET
-from test_fast import LAYERS, kohya
+from unets import SD15_UNET, SDXL_UNET
 
 import instantstyle
 import pipeline_instantstyle
@@ -37,7 +37,7 @@ from instantstyle.commands import cli
 from instantstyle.core import attention_blocks, presets, resolve_target_blocks, text_layers
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path

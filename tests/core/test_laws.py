@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import Pair, differ, each_family, every_host, most_hosts, same
@@ -26,6 +23,7 @@ from hosts import (
     picture,
     write_adapter,
 )
+from traces import Broken, changed, failing_unet, identities, random_states
 
 
 Adapters = dict[str, tuple[str, str, str]]
@@ -182,11 +180,6 @@ def test_loading_and_targeting_modify_no_argument(host: Host, bare: Pair) -> Non
     assert frozen(kept)[0] == before[0]
 
 
-def random_states() -> tuple[Any, ...]:
-    """Return the global random states."""
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
-
-
 @both_and_kolors
 def test_global_random_states_are_neither_used_nor_moved(host: Host, bare: Pair, adapters: Adapters) -> None:
     variant, before = bare.variant, random_states()
@@ -202,26 +195,6 @@ def test_global_random_states_are_neither_used_nor_moved(host: Host, bare: Pair,
 
 
 # --- 4. Undo -------------------------------------------------------------------------------------------------------
-
-
-def identities(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """Return what a pipeline is made of, object by object."""
-    unet = pipe.unet
-    return {
-        "processors": {name: id(processor) for name, processor in unet.attn_processors.items()},
-        "scales": {name: copy.copy(getattr(p, "scale", None)) for name, p in unet.attn_processors.items()},
-        "modules": {name: id(module) for name, module in unet.named_modules()},
-        "components": {name: id(component) for name, component in pipe.components.items()},
-        "parameters": {name: (id(value), value.data_ptr()) for name, value in unet.named_parameters()},
-        "keys": list(unet.state_dict()),
-        "unet config": dict(unet.config),
-        "config": dict(pipe.config),
-    }
-
-
-def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the parts that are not as before."""
-    return [part for part in before if before[part] != after[part]]
 
 
 @every_host
@@ -277,10 +250,6 @@ def test_loading_over_an_adapter_replaces_it_and_unloading_undoes_both(
     assert same(plain, bare.paint(bare.variant))
 
 
-class Broken(Exception):
-    """What the tests raise inside of a call."""
-
-
 def raising(error: BaseException) -> Callable[..., None]:
     """Return a hook or callback that raises."""
 
@@ -288,22 +257,6 @@ def raising(error: BaseException) -> Callable[..., None]:
         raise error
 
     return fail
-
-
-@contextmanager
-def failing_unet(pipe: DiffusionPipeline, error: BaseException, step: int) -> Iterator[None]:
-    """Let the UNet raise in one step of a call."""
-    count = iter(range(100))
-
-    def fail(*_: Any) -> None:
-        if next(count) == step:
-            raise error
-
-    hook = pipe.unet.register_forward_pre_hook(fail)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @most_hosts

@@ -14,6 +14,7 @@ import torch
 from hosts import content_encoder, write_adapter, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
+from unets import SD15_UNET, SDXL_UNET
 
 from instantstyle import Style, tiny
 from instantstyle.commands import cli, generate
@@ -23,22 +24,8 @@ from instantstyle.inference.session import Session
 from instantstyle.version import __version__
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REFERENCE = str(ROOT / "examples" / "reference.png")
-SDXL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
 
 @pytest.fixture(scope="module", autouse=True)

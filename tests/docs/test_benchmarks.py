@@ -18,7 +18,7 @@ from PIL import Image
 from instantstyle.inference import recipe
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def measure(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

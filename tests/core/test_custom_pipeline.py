@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -17,104 +11,11 @@ import pytest
 from diffusers import DiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from hosts import HOSTS, components, make, picture, pixels, write_adapter, write_checkpoint
 from hub import serve
+from processes import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference, run
 from safetensors.torch import save_file
 
 from instantstyle import StableDiffusionXLInstantStyleImg2ImgPipeline, StableDiffusionXLInstantStylePipeline
-
-
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-PLUGIN = ROOT / "pipeline_instantstyle.py"
-TOLERANCE, TWIN = 1e-5, 1e-3
-
-Adapter = tuple[str, str, str]
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fresh processes
-# ---------------------------------------------------------------------------------------------------------------------
-
-# What every script starts with. To refuse an import hides the package however it is installed.
-PRELUDE = """
-from __future__ import annotations
-
-import sys
-
-class Hidden:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hidden())
-sys.path[:0] = PATH
-
-import numpy as np
-import torch
-from diffusers import DiffusionPipeline
-from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, picture, pixels
-
-found = {}
-"""
-FOREIGN_VARIABLES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "XDG_CACHE_HOME", "PYTHON")
-
-
-def run(
-    home: Path,
-    script: str,
-    given: Mapping[str, Any],
-    functions: Sequence[Callable] = (),
-    *,
-    installed: Path | None = None,
-    checkout: Path | None = None,
-    hub: str | None = None,
-) -> dict[str, np.ndarray]:
-    """Run a script in a fresh process and return the arrays that it puts into `found`.
-
-    Args:
-        home: a folder for the process, with caches of its own.
-        script: what to run.
-        given: the constants that it uses; paths become strings.
-        functions: the functions that it uses, of which it gets the source.
-        installed: where the package is installed; with neither this nor a checkout it cannot be imported.
-        checkout: the working folder, from which the process imports; an empty one by default.
-        hub: the address of the Hub; by default the process is offline.
-    """
-    home.mkdir(exist_ok=True)
-    empty, out = home / "empty", home / "found.npz"
-    empty.mkdir()
-    constants = {
-        "HIDDEN": () if installed or checkout else ("instantstyle", "pipeline_instantstyle"),
-        "PATH": [str(folder) for folder in (installed, TESTS) if folder],
-        **{name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
-    }
-    future, rest = PRELUDE.strip().split("\n", 1)
-    parts = [
-        future,
-        *(f"{name} = {value!r}" for name, value in constants.items()),
-        rest,
-        *map(inspect.getsource, functions),
-        inspect.cleandoc(script),
-        f"np.savez({str(out)!r}, **found)",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-s" if checkout else "-I", "-c", "\n".join(parts)],
-        cwd=checkout or empty,
-        env=environment(home, hub),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(out) as found:
-        return dict(found)
-
-
-def environment(home: Path, hub: str | None) -> dict[str, str]:
-    """Return the variables for a process with caches of its own, one Hub or none, and nothing to import from."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN_VARIABLES)}
-    caches = {"HF_HOME": str(home / "huggingface"), "HF_MODULES_CACHE": str(home / "modules")}
-    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    network = {"HF_ENDPOINT": hub, "NO_PROXY": "127.0.0.1"} if hub else {"HF_HUB_OFFLINE": "1"}
-    return {**kept, **caches, **quiet, **network}
+from instantstyle.version import installed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,13 +28,6 @@ def paint(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusi
     pipe.set_progress_bar_config(disable=True)
     pipe.load_ip_adapter(*adapter)
     return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1), neg_content_prompt="a rabbit")
-
-
-def paint_reference(pipe: DiffusionPipeline, adapter: Adapter, host: str = "stable_diffusion_xl") -> np.ndarray:
-    """Load the adapter and paint in the style of a picture, what it shows included."""
-    pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(*adapter)
-    return pixels(pipe, **HOSTS[host].inputs(), ip_adapter_image=picture(1))
 
 
 @pytest.fixture(scope="module")
@@ -243,8 +137,9 @@ def test_the_file_stands_alone(
                 return True
 
         assert all(refused(ModuleNotFoundError, import_module, name) for name in HIDDEN)
-        assert refused(ValueError, DiffusionPipeline.from_pretrained, MODEL, custom_pipeline=FILE)
-        how = {"custom_pipeline": FILE, "trust_remote_code": True}
+        if ASKS_FOR_TRUST:
+            assert refused(ValueError, DiffusionPipeline.from_pretrained, MODEL, custom_pipeline=FILE)
+        how = {"custom_pipeline": FILE} | ({"trust_remote_code": True} if ASKS_FOR_TRUST else {})
         stock = StableDiffusionXLPipeline.from_pretrained(MODEL)
         ways = {
             "from_pretrained": DiffusionPipeline.from_pretrained(MODEL, **how),
@@ -256,7 +151,9 @@ def test_the_file_stands_alone(
             pipe.unload_ip_adapter()
     """
     file = copy_plugin(tmp_path / "alone" / "pipeline_instantstyle.py")
-    found = run(tmp_path, script, {"MODEL": model, "ADAPTER": adapter, "FILE": file}, [paint])
+    asks = installed("diffusers") >= (0, 38)
+    given = {"MODEL": model, "ADAPTER": adapter, "FILE": file, "ASKS_FOR_TRUST": asks}
+    found = run(tmp_path, script, given, [paint])
     same(found["from_pretrained"], right, wrong)
     same(found["from_pipe"], right, wrong)
 

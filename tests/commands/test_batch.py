@@ -25,7 +25,7 @@ from instantstyle.inference import grid, models, recipe, request, session, value
 from instantstyle.inference.sheet import Sheet
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Table = list[dict[str, Any]]
 
 

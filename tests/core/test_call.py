@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,49 +10,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import (
+    CUTTING,
+    FIRST,
+    FOURTH,
+    SECOND,
+    THIRD,
+    asking,
+    cut,
+    cutting,
+    drawing,
+    for_every_row,
+    image_rows_cut_to_the_batch,
+    keep,
+    masked,
+    masks,
+    rows_are,
+    rows_are_not,
+)
 from conftest import TOLERANCE, Pair, differ, each_family, every_host, same
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, SDXLCFGCutoffCallback, SDXLControlnetCFGCutoffCallback
-from diffusers.image_processor import IPAdapterMaskProcessor
-from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, SIDE, Host, make, picture, write_adapter
-from PIL import Image
+from hosts import CLIP_WIDTH, HOSTS, OTHER_HOSTS, SIDE, Host, make, write_adapter
 
 
 Adapters = dict[str, tuple[str, str, str]]
-PROMPTS = ("a red star", "a blue heart")
-FIRST, SECOND, THIRD, FOURTH = (picture(seed) for seed in (1, 2, 3, 4))
-
-
-def asking(host: Host, *numbers: int) -> dict[str, Any]:
-    """Return the prompts of these numbers; Kolors gets its encoded."""
-    if host.name != "kolors":
-        return {"prompt": [PROMPTS[number] for number in numbers]}
-    encoded = {name: value for name, value in host.inputs().items() if "prompt_embeds" in name}
-    return {name: torch.cat([value.roll(number, -1) for number in numbers]) for name, value in encoded.items()}
-
-
-def drawing(host: Host, *seeds: int, each: int = 1) -> dict[str, Any]:
-    """Return a generator per row, and how many rows there are for each prompt."""
-    (name,) = (
-        name for name in inspect.signature(host.cls.__call__).parameters if name.startswith("num_") and "_per_" in name
-    )
-    return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds], name: each}
 
 
 def alone(pair: Pair, number: int, seed: int, **inputs: Any) -> np.ndarray:
     """Return what the host paints for one prompt."""
     return pair.paint(pair.stock, **asking(pair.host, number), **drawing(pair.host, seed), **inputs)[0]
-
-
-def rows_are(batch: np.ndarray, rows: Sequence[np.ndarray]) -> bool:
-    """Whether a batch has these rows and no two of them could be mistaken for each other."""
-    assert all(differ(rows[i], rows[j]) for i in range(len(rows)) for j in range(i))
-    return same(batch, np.stack(rows), TOLERANCE)
-
-
-def rows_are_not(batch: np.ndarray, rows: Sequence[np.ndarray]) -> bool:
-    """Whether some row of a batch is far from what it should be."""
-    return differ(batch, np.stack(rows))
 
 
 def embedding(pair: Pair, image: Any) -> torch.Tensor:
@@ -75,13 +59,6 @@ def random_vectors(host: Host, *shape: int) -> torch.Tensor:
 
 
 # --- Prompts and images ----------------------------------------------------------------------------------------------
-
-
-def for_every_row(host: Host, prompts: int, rows: int) -> dict[str, Any]:
-    """Repeat pictures where a host would encode one with the first generator for all, or wants one per prompt."""
-    count = prompts if host.name == "stable_diffusion_xl_adapter" else rows if "inpaint" in host.name else 0
-    names = [name for name in ("image", "mask_image") if count and name in host.inputs()]
-    return {name: [host.inputs()[name]] * count for name in names}
 
 
 @every_host
@@ -182,18 +159,6 @@ def test_each_of_two_adapters_has_a_reference_for_each_prompt(host: Host, two: P
 # --- Masks -----------------------------------------------------------------------------------------------------------
 
 
-def masks() -> torch.Tensor:
-    """Return the left and the lower half of a picture, as the host's documentation makes them."""
-    left, lower = np.zeros((2, SIDE, SIDE), dtype=np.uint8)
-    left[:, : SIDE // 2], lower[SIDE // 2 :] = 255, 255
-    return IPAdapterMaskProcessor().preprocess([Image.fromarray(left), Image.fromarray(lower)], SIDE, SIDE)
-
-
-def masked(*each: torch.Tensor) -> dict[str, Any]:
-    """Return the argument of a call for masks, one tensor of `(1, pictures, height, width)` per adapter."""
-    return {"cross_attention_kwargs": {"ip_adapter_masks": list(each)}}
-
-
 @pytest.mark.parametrize("host", HOSTS.values(), ids=lambda host: host.name)
 def test_pictures_have_masks_and_scales_of_their_own(host: Host, pair: Pair) -> None:
     both = masked(masks().reshape(1, 2, SIDE, SIDE))
@@ -267,49 +232,7 @@ def test_one_adapter_everywhere_and_one_with_scales_for_each_mask(adapters: Adap
 
 # --- Callbacks that cut guidance -------------------------------------------------------------------------------------
 
-CONDITIONAL = ("prompt_embeds", "add_text_embeds", "add_time_ids", "image", "control_image")
 
-
-def cut(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Go on without guidance after the first step."""
-    if step == 0:
-        pipe._guidance_scale = 0.0
-        tensors |= {name: value.chunk(2)[1] for name, value in tensors.items() if name in CONDITIONAL}
-    return tensors
-
-
-def keep(pipe: DiffusionPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Change nothing."""
-    return tensors
-
-
-@contextmanager
-def image_rows_cut_to_the_batch(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Mend the host, which keeps the unconditional image rows, and merges them as further tokens (FACTS 6)."""
-
-    def trim(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        conditions = kwargs["added_cond_kwargs"]
-        rows = [embeds[-len(args[0]) :] for embeds in conditions["image_embeds"]]
-        return args, {**kwargs, "added_cond_kwargs": {**conditions, "image_embeds": rows}}
-
-    hook = pipe.unet.register_forward_pre_hook(trim, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def cutting(host: Host, callback: Any) -> dict[str, Any]:
-    """Return the arguments of a call of several steps with a callback."""
-    arguments = {"callback_on_step_end": callback, "num_inference_steps": 4, "ip_adapter_image": FIRST}
-    if callback in (cut, keep):
-        names = [name for name in CONDITIONAL if name in host.cls._callback_tensor_inputs]
-        arguments["callback_on_step_end_tensor_inputs"] = names
-    return arguments
-
-
-# Callbacks cannot cut all rows of SDXL's ControlNet inpainting and ControlNet-Union; PAG and LCM have other rows.
-CUTTING = [host for name, host in HOSTS.items() if name != "stable_diffusion_xl_controlnet_inpaint"]
 CUTTING += [OTHER_HOSTS[name] for name in ("kolors", "animatediff", "animatediff_sdxl")]
 
 

@@ -1,5 +1,6 @@
 """The embedded checkpoint: its layout, its size, that stock diffusers runs it, and that it knows its words."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from instantstyle.tiny import networks, world
 from instantstyle.tiny.judges import Judges
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAYOUT = """
 controlnet/config.json controlnet/diffusion_pytorch_model.safetensors
 judges.safetensors
@@ -34,8 +35,8 @@ sdxl_models/image_encoder/preprocessor_config.json
 sdxl_models/ip-adapter_sdxl.safetensors
 text_encoder/config.json text_encoder/model.safetensors
 text_encoder_2/config.json text_encoder_2/model.safetensors
-tokenizer/tokenizer.json tokenizer/tokenizer_config.json
-tokenizer_2/tokenizer.json tokenizer_2/tokenizer_config.json
+tokenizer/merges.txt tokenizer/tokenizer.json tokenizer/tokenizer_config.json tokenizer/vocab.json
+tokenizer_2/merges.txt tokenizer_2/tokenizer.json tokenizer_2/tokenizer_config.json tokenizer_2/vocab.json
 unet/config.json unet/diffusion_pytorch_model.safetensors
 vae/config.json vae/diffusion_pytorch_model.safetensors
 """.split()
@@ -127,6 +128,23 @@ def test_tokenizers_know_every_word_and_spell_the_rest(pipe, name):
     padded = tokenizer("a star", padding="max_length").input_ids
     assert len(padded) == networks.MAX_TOKENS
     assert padded[-1] == tokenizer.convert_tokens_to_ids("!" if name == "tokenizer_2" else "<|endoftext|>")
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_transformers_4_reads_the_same_words(name):
+    """It makes a tokenizer of other files than its successor: they must say the same."""
+    folder = tiny.path() / name
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == model["vocab"]
+    assert [merge.split() for merge in merges] == model["merges"]
+
+
+def test_the_text_encoders_have_the_names_of_published_files():
+    """All versions of transformers read them; without the prefix, older ones would draw weights in their place."""
+    for name in ("text_encoder", "text_encoder_2"):
+        with safe_open(tiny.path() / name / "model.safetensors", "pt") as file:
+            assert all(key.startswith(("text_model.", "text_projection.")) for key in file.keys())  # noqa: SIM118
 
 
 def test_images_and_texts_meet(pipe):

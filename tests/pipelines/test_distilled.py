@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from hosts import seeded
-from hub import serve
+from hub import redirect, serve
+from loras import ALPHA, LAYERS, RANK, Tensors, factors, kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,22 +27,9 @@ from instantstyle.inference import recipe
 from instantstyle.pipelines import distilled
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REFERENCE = str(ROOT / "examples" / "reference.png")
-RANK, ALPHA = 2, 1.0
-Tensors = dict[str, torch.Tensor]
 
-# Layers of each kind that published LoRAs have, the blocks that see the reference among them.
-LAYERS = [
-    "down_blocks.0.resnets.0.conv1",
-    "down_blocks.0.downsamplers.0.conv",
-    "down_blocks.1.attentions.0.proj_in",
-    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
-    "down_blocks.2.resnets.1.time_emb_proj",
-    "mid_block.attentions.0.transformer_blocks.1.ff.net.0.proj",
-    "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k",
-    "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_out.0",
-]
 
 # As published: the weights for SDXL and SD1.5, the scheduler with its settings, steps, guidance, what else the call
 # is told. Written down apart from the recipes.
@@ -103,30 +90,10 @@ def unet() -> Tensors:
 UNET = "diffusion_pytorch_model.safetensors"
 
 
-def factors(unet: Tensors, layers: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Draw the two factors of a LoRA for each layer."""
-    found = {}
-    with seeded(3):
-        for layer in layers:
-            out, given, *kernel = unet[f"{layer}.weight"].shape
-            down = torch.randn(RANK, given, *kernel) / (given * np.prod(kernel)) ** 0.5
-            found[layer] = down, 0.5 * torch.randn(out, RANK, *(1 for _ in kernel))
-    return found
-
-
 def delta(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Multiply the factors of a layer."""
     product = up.flatten(1) @ down.flatten(1)
     return product.reshape(len(up), *down.shape[1:])
-
-
-def kohya(unet: Tensors, layers: list[str]) -> Tensors:
-    """Lay a LoRA out as SDXL-Lightning, Hyper-SD and LCM do: the factors by sd-scripts' names, with an alpha."""
-    state = {}
-    for layer, (down, up) in factors(unet, layers).items():
-        name = f"lora_unet_{layer.replace('.', '_')}"
-        state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(ALPHA)}
-    return state
 
 
 def peft(unet: Tensors, layers: list[str]) -> Tensors:
@@ -314,8 +281,7 @@ def test_the_published_file_is_fetched_from_the_hub(
     shutil.copy(lora["kohya"], folder / "sdxl_lightning_4step_lora.safetensors")
     pipe, local = make_variant(), make_variant()
     with serve({"ByteDance/SDXL-Lightning": folder}) as hub:
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        redirect(monkeypatch, hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         distilled.apply_distilled(pipe, distilled.DISTILLED["lightning-4"])
         with pytest.raises(OSError, match="sdxl_lightning_2step_lora.safetensors cannot be fetched"):

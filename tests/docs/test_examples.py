@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import pytest
+from documents import examples
 
 from instantstyle.commands import cli
 from instantstyle.tiny import world
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "instantstyle" / "tiny" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def examples(text: str) -> list[str]:
-    """Return what is quoted and begins with an article, as the world's prompts do; lines may break in it."""
-    return re.findall(r'"(an? [^"]+)"', " ".join(text.split()))
 
 
 def helps() -> dict[str, str]:
