@@ -76,9 +76,9 @@ def run(options: argparse.Namespace) -> None:
     """
     check(options)
     bars = sys.stderr.isatty() and not options.quiet
-    out = output_folder(options.output)
+    out = output_folder("--output", options.output)
     with calm(bars=False):
-        folder = find_checkpoint(options.model)
+        folder = find_checkpoint(options.machine.model)
         conditions = find_conditions(options)
         drawn = curves() if options.curves else []
         check_targets(folder, [*conditions, *(condition for curve in drawn for _, condition in curve.points)])

@@ -15,9 +15,12 @@ from tqdm import tqdm
 
 from instantstyle.console import calm
 from instantstyle.files import check_output, output_folder
-from instantstyle.inference import grid, models, recipe, session
-from instantstyle.inference.grid import Cell, Sampling
-from instantstyle.inference.models import Adapter, Model, warn_of_unknown_words
+from instantstyle.inference import grid, models, recipe
+from instantstyle.inference.inputs import open_picture, upright
+from instantstyle.inference.models import Adapter, Model
+from instantstyle.inference.request import Request, worded
+from instantstyle.inference.session import Session
+from instantstyle.inference.values import Picture
 from instantstyle.lab.conditions import Condition, digest
 from instantstyle.lab.findings import Finding, Progress, Scorer, means, name_of, plan
 from instantstyle.lab.likeness import NO_PROMPT_NOTE, NOTE, Towers
@@ -81,24 +84,24 @@ class ByProxy:
     """Measure with the pipeline's own CLIP towers, on every pair of the given references and prompts.
 
     Args:
-        pipe: A pipeline with an adapter and its image encoder.
+        session: What paints, loaded with its adapter.
         references: Pictures.
         prompts: What to show.
-        sampling: Seed, steps and guidance.
+        base: Seed, steps and guidance.
     """
 
     name = "proxy"
 
-    def __init__(
-        self, pipe: Any, references: Sequence[Image.Image], prompts: Sequence[str], sampling: Sampling
-    ) -> None:
-        self.pipe, self.sampling, self.towers = pipe, sampling, Towers(pipe)
-        self.shown = list(itertools.product(references, prompts))
+    def __init__(self, session: Session, references: Sequence[Picture], prompts: Sequence[str], base: Request) -> None:
+        self.session, self.base, self.towers = session, base, Towers(session.pipe)
+        pairs = list(itertools.product(references, prompts))
+        self.requests = [base.but(prompt=prompt, style=reference) for reference, prompt in pairs]
+        self.shown = [(reference.image, prompt) for reference, prompt in pairs]
         self.count = len(self.shown)
         self.columns = {"reference_likeness": ".3f"}
         self.notes = [NOTE]
-        upright = {id(reference): grid.upright(reference) for reference in references}
-        self.references = self.towers.images([upright[id(reference)] for reference, _ in self.shown])
+        turned = {reference: upright(reference.image) for reference in references}
+        self.references = self.towers.images([turned[reference] for reference, _ in pairs])
         if self.towers.sees_prompts:
             self.columns["prompt_likeness"] = ".3f"
             self.prompts = self.towers.prompts([prompt for _, prompt in self.shown])
@@ -107,11 +110,10 @@ class ByProxy:
 
     def measure(self, groups: Groups, progress: Progress) -> Finding:
         """Make a picture of every pair, and compare it with both halves of the pair."""
-        targets = dict.fromkeys(groups, 1.0)
+        seen: dict[str, Any] = {"target_blocks": groups} if groups else {"style": ()}
         pictures = []
-        for reference, prompt in self.shown:
-            cell = Cell(prompt, reference, targets) if groups else Cell(prompt, None, None)
-            pictures.append(grid.paint_cell(self.pipe, cell, self.sampling))
+        for request in self.requests:
+            pictures.append(self.session.paint([request.but(**seen)])[0].image)
             progress(1)
         embeddings = self.towers.images(pictures)
         likeness = {"reference_likeness": (embeddings * self.references).sum(-1)}
@@ -131,28 +133,29 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: A user's mistake, or nothing to save.
     """
-    folder = output_folder(options.output)
+    folder = output_folder("--output", options.output)
     save = None if options.save is None else check_output("--save", options.save, ".safetensors", "presets")
-    given = [grid.open_reference(path) for path in options.reference or []]
+    given = [open_picture("--reference", path) for path in options.reference or []]
     bars = sys.stderr.isatty() and not options.quiet
 
     with calm(bars):
-        model = models.find_model(options.model)
-        adapter = models.find_adapter(options.adapter, model)
+        session = Session(options.machine)
+        model, adapter = session.model, session.adapter
         if save is not None and not adapter.weight_name.endswith(".safetensors"):
             raise ValueError(
                 f"--save: {adapter.label} is not a .safetensors file, the only kind that carries presets."
             )
         judged = not given and not options.prompt and models.knows_world(model)
-        examples = None if judged else grid.choose(given, options.prompt, model)
+        examples = None if judged else grid.choose(given, options.prompt, model, ("--reference", "--prompt"))
         if not judged and options.pairs is not None:
             raise ValueError("--pairs: only judges draw pairs; without them, each --reference meets each --prompt.")
         fill_in(options, judged)
-        pipe = session.load(options, model, adapter)
-        pipe.set_progress_bar_config(disable=True)
-        warn_of_unknown_words(model, options.prompt or [])
+        session.load([Request(prompt="", style="of any")])
+        pipe = session.pipe
+        if remark := models.unknown_words(model, options.prompt or []):
+            print(f"instantstyle: {worded(remark, '--{}'.format)}", file=sys.stderr)
         settings = describe(options, pipe, model, adapter, examples)
-        scorer = choose_scorer(options, pipe, model, examples)
+        scorer = choose_scorer(options, session, examples)
         kept = folder / "conditions" / digest({**settings, "files": stamps(pipe, model)})
         kept.mkdir(parents=True, exist_ok=True)
         findings, proposal = search(scorer, attention_groups(pipe), kept, bars)
@@ -174,14 +177,14 @@ def fill_in(options: argparse.Namespace, judged: bool) -> None:
     options.pairs = (options.pairs or PAIRS) if judged else None
 
 
-def choose_scorer(options: argparse.Namespace, pipe: Any, model: Model, examples: Any) -> Scorer:
+def choose_scorer(options: argparse.Namespace, session: Session, examples: Any) -> Scorer:
     """Take the judges where there are no examples of the user's, else the CLIP towers."""
     if examples is None:
-        jury = judges.Judges.load(model.source)
-        return Judged(pipe, jury, options.pairs, options.seed, options.steps, options.guidance)
+        jury = judges.Judges.load(session.model.source)
+        return Judged(session.pipe, jury, options.pairs, options.seed, options.steps, options.guidance)
     references, prompts = examples
-    sampling = Sampling(options.seed, options.steps, options.guidance)
-    return ByProxy(pipe, [reference.image for reference in references], prompts, sampling)
+    base = Request(prompt="", seed=options.seed, steps=options.steps, guidance=options.guidance)
+    return ByProxy(session, references, prompts, base)
 
 
 def describe(options: argparse.Namespace, pipe: Any, model: Model, adapter: Adapter, examples: Any) -> dict[str, Any]:
@@ -196,7 +199,7 @@ def describe(options: argparse.Namespace, pipe: Any, model: Model, adapter: Adap
         "adapter": adapter.label,
         "split": SPLIT if examples is None else None,
         "pairs": options.pairs,
-        "references": references and [reference.source for reference in references],
+        "references": references and [reference.written for reference in references],
         "prompts": prompts,
         "seed": options.seed,
         "steps": options.steps,
@@ -262,14 +265,14 @@ def write_finding(finding: Finding, path: Path) -> None:
     strip = Image.new("RGB", (width * len(finding.pictures), height))
     for number, picture in enumerate(finding.pictures):
         strip.paste(picture, (number * width, 0))
-    recipe.write(strip, path, {"groups": finding.groups, "scores": finding.scores})
+    recipe.write_recipe(strip, path, {"groups": finding.groups, "scores": finding.scores})
 
 
 def read_finding(path: Path, count: int) -> Finding | None:
     """Read what `write_finding` wrote, with its `count` pictures; None where there is none."""
     if not path.is_file():
         return None
-    found = recipe.read(path)
+    found = recipe.read_recipe(path)
     with Image.open(path) as strip:
         width = strip.width // count
         pictures = [strip.crop((number * width, 0, (number + 1) * width, strip.height)) for number in range(count)]

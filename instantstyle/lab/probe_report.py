@@ -42,7 +42,7 @@ def report(
         ],
         "proposal": {"presets": presets, "reasons": proposal.reasons},
     }
-    recipe.write(draw(scorer, findings, every), folder / "probe.png", {**settings, "scored_by": scorer.name})
+    recipe.write_recipe(draw(scorer, findings, every), folder / "probe.png", {**settings, "scored_by": scorer.name})
     with atomically(folder / "probe.json") as scratch:
         Path(scratch).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     notes = [textwrap.fill(note, WIDTH) for note in scorer.notes]
@@ -57,7 +57,7 @@ def draw(scorer: Scorer, findings: Mapping[Groups, Finding], every: Groups) -> I
     for number, (reference, prompt) in enumerate(scorer.shown):
         for title, each in (("alone", alone(every)), ("all but it", all_but_one(every))):
             pictures = [findings[groups].pictures[number] for groups in ((), every, *each)]
-            cells.append([grid.fit(reference, size), *pictures])
+            cells.append([grid.beside(reference, size), *pictures])
             labels.append(f"{prompt}: {title}")
     return Sheet(cells, columns=["reference", "no reference", "all", *every], rows=labels).draw()
 

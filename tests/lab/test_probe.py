@@ -292,7 +292,7 @@ def test_by_proxy_from_the_command_line(tmp_path, reference, capsys, monkeypatch
     assert str(Path(reference).parent) not in json.dumps(found)
     with Image.open(tmp_path / "out" / "probe.png") as picture:
         assert picture.width > 128 * (3 + len(every))
-    assert recipe.read(tmp_path / "out" / "probe.png")["scored_by"] == "proxy"
+    assert recipe.read_recipe(tmp_path / "out" / "probe.png")["scored_by"] == "proxy"
 
     made.clear()
     code = cli.main([*words, "--save", str(saved)])
