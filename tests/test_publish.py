@@ -27,7 +27,7 @@ from test_loading import PLUGIN, ROOT, TOLERANCE, TWIN, Adapter, paint_reference
 import instantstyle
 from instantstyle import Style, tiny
 from instantstyle.commands import cli
-from instantstyle.hub import checkpoint, gallery, publish
+from instantstyle.hub import checkpoint, gallery, repository, upload
 from instantstyle.hub.card import write_card
 from instantstyle.tiny import world
 from pipeline_instantstyle import with_instantstyle
@@ -86,7 +86,7 @@ def connected(room: Path, folders: Mapping[str, Path]) -> Iterator[Hub]:
 def hasty() -> Iterator[None]:
     """Paint the gallery in one step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "SAMPLING", replace(gallery.SAMPLING, steps=1))
+        patch.setattr(gallery, "BASE", gallery.BASE.but(steps=1))
         yield
 
 
@@ -110,7 +110,7 @@ def gallery_of(exported: Path, side: int | None = None) -> Iterator[None]:
         return ModelCard.load(exported / "README.md").data.to_dict()["widget"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "write_gallery", copy_gallery)
+        patch.setattr(repository, "write_gallery", copy_gallery)
         yield
 
 
@@ -132,7 +132,7 @@ def test_an_export_is_the_same_every_time(exported: Path, tmp_path: Path, monkey
     (tmp_path / "again").mkdir()
     assert cli.main(["export", str(tmp_path / "again")]) == 0
     assert files_in(tmp_path / "again") == files_in(exported)
-    monkeypatch.setattr(gallery, "SAMPLING", replace(gallery.SAMPLING, seed=1))
+    monkeypatch.setattr(gallery, "BASE", gallery.BASE.but(seed=1))
     assert cli.main(["export", str(tmp_path / "other")]) == 0
     other = files_in(tmp_path / "other")
     assert {name for name, content in files_in(exported).items() if other[name] != content} == PAINTED
@@ -602,7 +602,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         for name in ("first.png", "second.png"):
             (folder / name).write_bytes(name.encode())
 
-    monkeypatch.setattr(publish, "write_repository", write)
+    monkeypatch.setattr(upload, "write_repository", write)
     with connected(tmp_path_factory.mktemp("room"), {}) as hub:
         yield hub
 
@@ -654,13 +654,13 @@ def test_weights_are_borrowed_where_there_are_links(tmp_path: Path, monkeypatch:
     """A link where there can be one, a copy elsewhere; in both the whole file."""
     source, linked, copied = (tmp_path / name for name in ("source", "linked", "copied"))
     source.write_bytes(b"weights")
-    publish.borrow(str(source), str(linked))
+    upload.borrow(str(source), str(linked))
 
     def refuse(*_: Any) -> None:
         raise OSError
 
-    monkeypatch.setattr(publish.os, "symlink", refuse)
-    publish.borrow(str(source), str(copied))
+    monkeypatch.setattr(upload.os, "symlink", refuse)
+    upload.borrow(str(source), str(copied))
     assert (linked.is_symlink(), copied.is_symlink()) == (True, False)
     assert linked.read_bytes() == copied.read_bytes() == b"weights"
 
