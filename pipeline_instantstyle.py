@@ -16,6 +16,7 @@ import functools
 import importlib
 import inspect
 import json
+import logging
 import math
 import pickle
 import re
@@ -29,16 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, __version__
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.hooks.group_offloading import (
-    _apply_group_offloading,
-    _get_top_level_group_offload_hook,
-    _maybe_remove_and_reapply_group_offloading,
-)
 from diffusers.image_processor import is_valid_image
-from diffusers.loaders.lora_base import _func_optionally_disable_offloading
-from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor,
@@ -47,7 +41,9 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
-from diffusers.utils import _get_model_file, load_image
+from diffusers.utils import is_transformers_version, load_image
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -249,11 +245,122 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+# --- Private names of diffusers: fetched when needed; where one is gone, only what needs it is refused ---------------
+
+
+def private(owner: Any, name: str, feature: str) -> Any:
+    """A private name of a module, which is given by its own name, or of an object of diffusers.
+
+    Raises:
+        RuntimeError: it is gone; the feature that needs it is named.
+    """
+    try:
+        return getattr(importlib.import_module(owner) if isinstance(owner, str) else owner, name)
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(
+            f"{feature} needs {name!r} of diffusers, which version {__version__} does not have. Do without, or use a "
+            "version that this plugin was tested with."
+        ) from error
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """The device that a pipeline's modules run on, which under offloading is not where they are."""
+    return getattr(pipe, "_execution_device", None) or pipe.device
+
+
+def offload_device(pipe: Any) -> Any:
+    """The device that accelerate's hooks on a pipeline's modules move them to, or None where there are none."""
+    if not any(hasattr(module, "_hf_hook") for module in pipe.components.values()):
+        return None
+    # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
+    return getattr(pipe, "_offload_device", execution_device(pipe))
+
+
+def workflows(blocks: Any) -> dict[str, dict[str, bool]]:
+    """The workflows that modular blocks of the host name, with what triggers them; none where they do not tell."""
+    return dict(getattr(blocks, "_workflow_map", None) or {})
+
+
+def expand_scales(unet: Any, scales: Mapping[str, Any]) -> dict[str, Any]:
+    """How the host reads a dict in `set_ip_adapter_scale`: block -> scale, 0 for those that it does not name."""
+    feature = "A dict in `set_ip_adapter_scale`"
+    expand = private("diffusers.loaders.unet_loader_utils", "_maybe_expand_lora_scales", feature)
+    (found,) = expand(unet, [scales], default_scale=0.0)
+    return found
+
+
+def image_projection(unet: Any, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """What makes image tokens of image embeddings, from the tensors of `image_proj` in a checkpoint.
+
+    Raises:
+        RuntimeError, ValueError, KeyError, IndexError: they are of an unknown form.
+    """
+    convert = getattr(unet, "_convert_ip_adapter_image_proj_to_diffusers", _plain_projection)
+    # Sequential offloading leaves the UNet on meta, and this way the host loads to where the UNet is.
+    low_cpu_mem_usage = not next(unet.parameters()).is_meta
+    with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
+        return convert(tensors, low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+def _plain_projection(tensors: Mapping[str, torch.Tensor], **_: Any) -> nn.Module:
+    # The form of the first adapters, which is most of them, for a host that does not convert any.
+    if tensors.keys() != {"proj.weight", "proj.bias", "norm.weight", "norm.bias"}:
+        raise ValueError(f"diffusers {__version__} has no `_convert_ip_adapter_image_proj_to_diffusers` to read it.")
+    (rows, width), (text_width,) = tensors["proj.weight"].shape, tensors["norm.weight"].shape
+    projection = ImageProjection(width, text_width, num_image_text_embeds=rows // text_width)
+    projection.load_state_dict({key.replace("proj.", "image_embeds."): tensor for key, tensor in tensors.items()})
+    return projection
+
+
+def face_loras(unet: Any, tensors: list[dict[str, torch.Tensor]]) -> dict[int, dict[str, torch.Tensor]]:
+    """The LoRAs that FaceID adapters bring: number of the adapter -> tensors by the names of the UNet."""
+    if not any(tensors):
+        return {}
+    convert = private(unet, "_load_ip_adapter_loras", "The LoRA of a FaceID adapter")
+    return convert([{"ip_adapter": one} for one in tensors])
+
+
+def disable_offloading(pipe: Any) -> tuple[bool, bool, bool]:
+    """Take off the hooks of model and sequential offloading. Gives which there are: model, sequential, group."""
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    parts = (part for module in modules for part in module.modules())
+    if not any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in parts):
+        return False, False, False
+    feature = "Changing an adapter while modules are offloaded"
+    return private("diffusers.loaders.lora_base", "_func_optionally_disable_offloading", feature)(pipe)
+
+
+def group_offloading(unet: Any) -> Callable[[nn.Module, bool], None]:
+    """What puts modules under group offloading: those under it already, whose parts have changed, and new ones.
+
+    New ones are offloaded as the UNet is; where it is not, they are left as they are.
+    """
+    names = (
+        "_get_top_level_group_offload_hook",
+        "_maybe_remove_and_reapply_group_offloading",
+        "_apply_group_offloading",
+    )
+    home, feature = "diffusers.hooks.group_offloading", "Changing an adapter under group offloading"
+    find, renew, apply = (private(home, name, feature) for name in names)
+    hook = find(unet)
+
+    def put(module: nn.Module, new: bool) -> None:
+        if not new:
+            renew(module)
+        elif hook is not None:
+            apply(module, hook.config)
+
+    return put
+
+
 # --- IP-Adapter files, of which only the tensors asked for are read --------------------------------------------------
 
 
 USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+# By what name the loaders of transformers, and of diffusers' pipelines, are told a dtype.
+TOWER_DTYPE = "dtype" if is_transformers_version(">=", "4.56") else "torch_dtype"
+PIPELINE_DTYPE = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (0, 39) else "torch_dtype"
 
 
 class AdapterFile:
@@ -350,6 +457,22 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def find_file(source: str | Path, name: str, subfolder: str | None = None, **hub: Any) -> Path:
+    """Where a file is: it is `source` itself, in that folder, or fetched from that repository of the Hub.
+
+    Raises:
+        OSError: it is not there.
+    """
+    places = [Path(source), Path(source, name), Path(source, subfolder or "", name)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and Path(source).is_dir():
+        raise FileNotFoundError(f"{str(source)!r} has no file {name!r}{f' in {subfolder!r}' if subfolder else ''}.")
+    try:
+        return found or Path(hf_hub_download(str(source), name, subfolder=subfolder or None, **hub))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{str(source)!r} is no file, no folder and no repository's name.") from error
+
+
 def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub: dict[str, Any]) -> list[AdapterFile]:
     """Find and open the checkpoints, one per weight name. A single source or subfolder stands for all."""
     sources = sources * len(names) if len(sources) == 1 else sources
@@ -359,7 +482,6 @@ def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub:
             "`weight_name`, `subfolder` and `pretrained_model_name_or_path_or_dict` must have the same length, but "
             f"have {len(names)}, {len(subfolders)} and {len(sources)}."
         )
-    hub = dict.fromkeys(HUB_ARGUMENTS) | {"force_download": False, "user_agent": USER_AGENT} | hub
     files = []
     for source, subfolder, name in zip(sources, subfolders, names, strict=True):
         if not isinstance(source, (str, Path, Mapping)):
@@ -368,13 +490,18 @@ def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub:
                 f"of them, but is {source!r}."
             )
         if not isinstance(source, Mapping):
-            source = Path(_get_model_file(source, weights_name=name, subfolder=subfolder, **hub))
+            source = find_file(source, name, subfolder, user_agent=USER_AGENT, **hub)
         files.append(AdapterFile(source))
     return files
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
+def in_host_words(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a pipeline's loader, with `dtype` under the name that this diffusers has for it."""
+    return {PIPELINE_DTYPE if name == "dtype" else name: value for name, value in kwargs.items()}
 
 
 # --- Attention processors: the host's for IP-Adapters, and what stands where no weights are --------------------------
@@ -443,6 +570,9 @@ def first_linear(layer: nn.Module) -> nn.Linear:
 # --- The adapter on a UNet: built, attached, detached, and its weights fetched ---------------------------------------
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class AdapterState:
     """What is loaded on a UNet. It is kept on the UNet, so that all pipelines that share it agree."""
@@ -451,10 +581,13 @@ class AdapterState:
     files: Sequence[AdapterFile | None]  # None: put there by another loader, which kept all weights
     targets: list[dict[str, Scale]]  # per adapter: layer -> weight
     scales: list[Scale]  # per adapter: what all its weights are multiplied by
+    # Per adapter the targets that `load_ip_adapter` or `set_target_blocks` chose: a dict of scales replaces those in
+    # force, and a number brings these back.
+    chosen: list[dict[str, Scale]] = field(default_factory=list)
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
-    # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
+    # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -474,10 +607,12 @@ def adapter_state(unet: Any) -> AdapterState | None:
     text_proj = getattr(unet, "text_encoder_hid_proj", None)
     count = len(projection.image_projection_layers)
     scales = [[processor.scale[i] for processor in processors.values()] for i in range(count)]
+    targets: list[dict[str, Scale]] = [dict.fromkeys(processors, 1.0) for _ in range(count)]
     return AdapterState(
         projection=projection,
         files=[None] * count,
-        targets=[dict.fromkeys(processors, 1.0) for _ in range(count)],
+        targets=targets,
+        chosen=targets,
         scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
         plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
@@ -507,11 +642,8 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
 
 def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
     copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
-    # Sequential offloading leaves the UNet on meta, and this way the host loads to where the UNet is.
-    low_cpu_mem_usage = not next(unet.parameters()).is_meta
     try:
-        with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
-            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=low_cpu_mem_usage)
+        projection = image_projection(unet, copied)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
     missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
@@ -580,7 +712,7 @@ def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
 
 
 @contextmanager
-def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
+def detached(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
     """The UNet without its adapter, for the length of the `with`."""
     state = adapter_state(unet)
     if state is None:
@@ -591,6 +723,51 @@ def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
         yield state, processors
     finally:
         attach(unet, state, processors)
+
+
+@contextmanager
+def attached(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Iterator[None]:
+    """The UNet with an adapter in place of the one that it has, for the length of the `with`."""
+    with ExitStack() as stack:
+        if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
+            stack.callback(vars(unet).pop, "_instantstyle", None)
+        stack.enter_context(detached(unet))
+        stack.callback(detach, unet, state)
+        attach(unet, state, processors)
+        yield
+
+
+def style_adapter(
+    unet: Any, style: Any, scale: Any, device: torch.device, name: str = "style_scale"
+) -> tuple[AdapterState, dict[str, Any]]:
+    """What stands in for an adapter where a call has a `style`, for `attached`. Nothing is changed.
+
+    Styles are not known here: each brings the code for this, as a method `build_adapter` of the same arguments.
+
+    Args:
+        unet: the UNet.
+        style: a style, a tuple of them, or a list with one of these for each prompt.
+        scale: a number for all, or numbers nested as `style`.
+        device: where it is to run.
+        name: the argument that gave the scale, for errors.
+
+    Raises:
+        ValueError, TypeError: it is no style, or does not fit the UNet.
+        RuntimeError: a style is applied to the UNet already.
+    """
+    before = adapter_state(unet)
+    if before is not None and before.standing is not None:
+        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
+    styles = flatten(style)
+    if not styles:
+        raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
+    build = next((one.build_adapter for one in styles if hasattr(one, "build_adapter")), None)
+    if build is None:
+        raise TypeError(
+            "`style` must be a Style, a tuple of them, or a list with one of these for each prompt, but is "
+            f"{style!r:.80}. `Style.load(path)` reads one."
+        )
+    return build(unet, style, scale, device, name)
 
 
 def fetch(
@@ -641,11 +818,26 @@ def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, in
 
 
 def drop_muted(unet: Any, state: AdapterState) -> None:
-    """Let go of the weights of blocks that are no targets. Another loader's stay: they cannot be read again."""
+    """Let go of the weights of blocks that are neither targets nor chosen. Another loader's stay: they are its own."""
     for layer, processor in ip_processors(unet).items():
         for i, file in enumerate(state.files):
-            if file is not None and layer not in state.targets[i]:
+            if file is not None and layer not in state.targets[i] and layer not in state.chosen[i]:
                 processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
+
+
+def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
+    """The target blocks of adapters that are loaded without any: "style" where that is known, or "all", as the host.
+
+    Then a line in the log says so.
+    """
+    known = presets(unet)
+    names = ["style" if "style" in (*known, *file.presets) else "all" for file in files]
+    if "all" in names:
+        logger.warning(
+            "All attention blocks see the reference, as in diffusers: which of this UNet's blocks carry style is not "
+            "known. `target_blocks` names some; `attention_blocks(pipe.unet)` lists them."
+        )
+    return names
 
 
 def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
@@ -715,7 +907,9 @@ def load_image_tower(
                 "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
             )
         place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-        encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=pipe.dtype, **hub)
+        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
+        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
+            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
         towers["image_encoder"] = encoder
     if component(pipe, "feature_extractor") is None:
         side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
@@ -808,7 +1002,7 @@ def read_content_encoder(
     elif isinstance(source, (str, Path)):
         place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
         tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
-        kwargs = {"dtype": dtype} | kwargs | {"output_loading_info": True}
+        kwargs = {TOWER_DTYPE: dtype} | kwargs | {"output_loading_info": True}
         with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
             encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
         missing = set(info["missing_keys"])
@@ -901,11 +1095,9 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
-    before, device = modules(pipe), None
-    if any(hasattr(module, "_hf_hook") for module in before.values()):
-        # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
-        device = getattr(pipe, "_offload_device", pipe._execution_device)
-    by_model, sequential, by_group = _func_optionally_disable_offloading(pipe)
+    before, device = modules(pipe), offload_device(pipe)
+    by_model, sequential, by_group = disable_offloading(pipe)
+    put = group_offloading(bare_unet(pipe)) if by_group else None
     try:
         yield
     finally:
@@ -913,13 +1105,9 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
             pipe.enable_model_cpu_offload(device=device)
         elif sequential:
             pipe.enable_sequential_cpu_offload(device=device)
-        elif by_group:
-            hook = _get_top_level_group_offload_hook(bare_unet(pipe))
+        elif put is not None:
             for name, module in modules(pipe).items():
-                if name in before:
-                    _maybe_remove_and_reapply_group_offloading(module)
-                elif hook is not None:
-                    _apply_group_offloading(module, hook.config)
+                put(module, name not in before)
 
 
 def modules(pipe: Any) -> dict[str, nn.Module]:
@@ -1229,16 +1417,6 @@ def check_style_scale(style: Any, scale: Any) -> None:
         raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
 
 
-def package(module: str, what: str) -> Any:
-    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
-    try:
-        return importlib.import_module(f"instantstyle.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "instantstyle":
-            raise
-        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
-
-
 @torch.no_grad()
 def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
@@ -1246,7 +1424,7 @@ def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, 
     call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
-        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, pipe._execution_device, 1, True)
+        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)
     finally:
         pipe._instantstyle_call = before
         pipe.maybe_free_model_hooks()
@@ -1310,7 +1488,9 @@ def write_code(host: Any, folder: Path) -> list[str]:
         (folder / f"{module}.py").write_text(
             f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
             "from .pipeline_instantstyle import with_instantstyle\n\n\n"
-            f"{name} = with_instantstyle({host.__name__})\n"
+            f"{name} = with_instantstyle({host.__name__})\n",
+            encoding="utf-8",
+            newline="\n",
         )
     return [module, name]
 
@@ -1392,7 +1572,8 @@ class InstantStyleMixin(_Host):
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
-                stack.enter_context(package("applying", "`style`").worn(self, style, style_scale))
+                built = style_adapter(unet, style, style_scale, execution_device(self))
+                stack.enter_context(attached(unet, *built))
             state = adapter_state(unet)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
@@ -1470,11 +1651,12 @@ class InstantStyleMixin(_Host):
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
             RuntimeError: a style is applied to the UNet.
-            ImportError: this file is used without its package.
+            ImportError: the package is not there, or `instantstyle.styles` is not imported.
         """
-        encode = package("baking", "`encode_style`").encode
-        adapter_to_change(self)
-        return encode(self, image, neg_content_prompt, neg_content_scale, target_blocks, weights)
+        raise ImportError(  # where it is, this method is the function named here
+            "`encode_style` needs the package that this file is from: `pip install instantstyle`. Then "
+            "`instantstyle.styles.encode(pipe, picture)` makes a style."
+        )
 
     def unload_image_encoder(self) -> None:
         """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
@@ -1496,7 +1678,7 @@ class InstantStyleMixin(_Host):
         subfolder: Any,
         weight_name: Any,
         image_encoder_folder: str | None = "image_encoder",
-        target_blocks: Any = "style",
+        target_blocks: Any = None,
         **kwargs: Any,
     ) -> None:
         """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
@@ -1505,7 +1687,8 @@ class InstantStyleMixin(_Host):
             pretrained_model_name_or_path_or_dict: a repository, a folder or a state dict; for several a list.
             subfolder, weight_name: where the file is in it; for several lists.
             image_encoder_folder: where the image encoder is; None loads none.
-            target_blocks: the blocks that see the reference (see `set_target_blocks`).
+            target_blocks: the blocks that see the reference (see `set_target_blocks`). By default "style"; on a UNet
+                of which it is not known which blocks carry style, "all" as in the host, and the log says so.
             kwargs: the host's, for the Hub.
 
         Raises:
@@ -1521,9 +1704,10 @@ class InstantStyleMixin(_Host):
         files = open_files(sources, subfolders, as_list(weight_name), hub)
         projection, processors = build_adapter(unet, files)
         state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
-        state.targets = resolve_each(target_blocks, unet, state)
+        wanted = default_targets(unet, files) if target_blocks is None else target_blocks
+        state.targets = state.chosen = resolve_each(wanted, unet, state)
         fetched = fetch(unet, state, state.targets, processors)
-        loras = [{"ip_adapter": file.read_part("ip_adapter", only="_lora.")} for file in files]
+        loras = face_loras(unet, [file.read_part("ip_adapter", only="_lora.") for file in files])
         towers = load_image_tower(self, sources[0], subfolders[0], image_encoder_folder, hub)
         check_widths(files, projection, towers.get("image_encoder") or component(self, "image_encoder"))
         with offloading_suspended(self):
@@ -1539,7 +1723,7 @@ class InstantStyleMixin(_Host):
             state.brought = state.brought | {name: weakref.ref(tower) for name, tower in towers.items()}
         for file in files:
             file.forget()
-        for i, lora in unet._load_ip_adapter_loras(loras).items():  # FaceID's
+        for i, lora in loras.items():
             self.load_lora_weights(lora, adapter_name=f"faceid_{i}")
             self.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
 
@@ -1576,14 +1760,15 @@ class InstantStyleMixin(_Host):
         """
         state = adapter_to_change(self)
         targets = resolve_each(target_blocks, bare_unet(self), state)
-        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets))
+        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """Set scales as the host does.
 
         Args:
-            scale: a number, which scales the target blocks in force; a dict, which means what it does in the host; or
-                a list of these, one per adapter. A list in place of a number has one per masked picture.
+            scale: a number, which scales the blocks that `load_ip_adapter` or `set_target_blocks` chose, also after a
+                dict; a dict, which means what it does in the host; or a list of these, one per adapter. A list in
+                place of a number has one per masked picture.
 
         Raises:
             ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
@@ -1593,13 +1778,13 @@ class InstantStyleMixin(_Host):
         if state is None:
             return super().set_ip_adapter_scale(scale)
         configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
-        targets, scales = list(state.targets), list(configs)
+        targets, scales = list(state.chosen), list(configs)
         for i, config in enumerate(configs[: len(targets)]):
             if isinstance(config, Mapping):
-                (blocks,) = _maybe_expand_lora_scales(bare_unet(self), [config], default_scale=0.0)
+                blocks = expand_scales(bare_unet(self), config)
                 targets[i] = resolve_target_blocks(blocks, text_layers(bare_unet(self)), {})
                 scales[i] = 1.0
-        self._retarget(state, targets, scales)
+        self._retarget(state, targets, scales, state.chosen)
 
     @property
     def target_blocks(self) -> Any:
@@ -1613,7 +1798,9 @@ class InstantStyleMixin(_Host):
         found = [by_block(blocks, one) for one in scales]
         return found if len(found) > 1 else found[0]
 
-    def _retarget(self, state: Any, targets: list[dict[str, Scale]], scales: list[Any]) -> None:
+    def _retarget(
+        self, state: Any, targets: list[dict[str, Scale]], scales: list[Any], chosen: list[dict[str, Scale]]
+    ) -> None:
         if len(scales) != len(targets):
             raise ValueError(
                 f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
@@ -1625,7 +1812,7 @@ class InstantStyleMixin(_Host):
         unet = bare_unet(self)
         fetched = fetch(unet, state, targets, ip_processors(unet))
         with offloading_suspended(self, bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
-            state.targets, state.scales = targets, scales
+            state.targets, state.scales, state.chosen = targets, scales, chosen
             apply_targets(unet, state, fetched, targets)
             drop_muted(unet, state)
             unet._instantstyle = state
@@ -1678,15 +1865,20 @@ class InstantStyleMixin(_Host):
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Callable | None = None) -> None:
         """Switch xformers on or off as the host does. The adapter follows."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The host's, which before diffusers 0.39 called the dtype `torch_dtype`; `dtype` is understood there too."""
+        return super().from_pretrained(*args, **in_host_words(kwargs))
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = bare_unet(pipeline)
-        with lifted(source) as adapter:
-            new = super().from_pipe(pipeline, **kwargs)
+        with detached(source) as adapter:
+            new = super().from_pipe(pipeline, **in_host_words(kwargs))
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
@@ -1699,7 +1891,7 @@ class InstantStyleMixin(_Host):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as the host does, with the code that loads the folder again, without adapter and content encoder."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

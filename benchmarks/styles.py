@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from benchmarks.loading import mark_peak, status
 from benchmarks.sdxl import SDXL, Dimensions, build_pipeline, build_unet, fill
 from benchmarks.sides import AGAIN, PLAIN, STYLE_DICT, Attachment, adapter_modules
 from benchmarks.steps import inputs
+from instantstyle.core import adapter_state, attached, style_adapter
 from instantstyle.identity import fingerprint, style_family_of
-from instantstyle.styles.apply import Lookup, worn
-from instantstyle.styles.encode import bake, dtype_of, projections, scales_for, text_width_of
+from instantstyle.styles.apply import Lookup
+from instantstyle.styles.encoder import scales_for
+from instantstyle.styles.projection import dtype_of, keys_and_values, projections, text_width_of
 from instantstyle.styles.provenance import Provenance, Source
 from instantstyle.styles.style import Style
 from instantstyle.version import versions
-from pipeline_instantstyle import adapter_state
 
 
 ENCODER, SAVED, OURS_SAVED, FILE = "stock, encoder", "stock, embeddings", "ours, embeddings", "ours, style file"
@@ -82,7 +83,7 @@ class Bench:
     def write_files(self) -> Style:
         """Write the saved embeddings and the style file, and return the style."""
         save_file({"embeds": self._encode().cpu()}, self.saved)
-        style = self._bake()
+        style = self._style()
         style.to(torch.float16).save(self.file)
         return style
 
@@ -90,7 +91,7 @@ class Bench:
         embeds = self.encoder(self.pixels).image_embeds
         return torch.cat([torch.zeros_like(embeds), embeds])[:, None]
 
-    def _bake(self) -> Style:
+    def _style(self) -> Style:
         pipe = self.pipes["ours"]
         self._load("ours")
         state = adapter_state(self.unet)
@@ -107,7 +108,7 @@ class Bench:
             dtype=dtype_of(self.unet),
             versions=versions(),
         )
-        style = Style(bake(pipe, self._encode()[:, 0], layers), recipe)
+        style = Style(keys_and_values(pipe, self._encode()[:, 0], layers), recipe)
         pipe.unload_ip_adapter()
         return style
 
@@ -125,7 +126,7 @@ class Bench:
             if side in (PLAIN, AGAIN):
                 yield None
             elif side == FILE:
-                stack.enter_context(worn(self.pipes["ours"], Style.load(self.file), 1.0))
+                stack.enter_context(worn(self.unet, Style.load(self.file)))
                 yield self.rows(1)
             else:
                 kind = "ours" if side == OURS_SAVED else "stock"
@@ -240,6 +241,11 @@ def _steps(bench: Bench, count: int, cuda: bool) -> tuple[Times, Times]:
         plain.put(bench.unet)
 
 
+def worn(unet: Any, style: Any) -> AbstractContextManager[None]:
+    """The UNet in a style, or in a list of them, for the length of the `with`."""
+    return attached(unet, *style_adapter(unet, style, 1.0, unet.device))
+
+
 def _batches(bench: Bench, style: Style) -> dict[str, Callable[[], None]]:
     """Eight styles for eight prompts; putting the tables on the UNet is part of a call, and counted."""
     recipe = style.recipe
@@ -247,15 +253,14 @@ def _batches(bench: Bench, style: Style) -> dict[str, Callable[[], None]]:
         Style(style.tensors, replace(recipe, scales=dict.fromkeys(recipe.scales, 0.5 + number / STYLES)))
         for number in range(STYLES)
     ]
-    pipe = bench.pipes["ours"]
 
     def batch() -> None:
-        with worn(pipe, styles, 1.0):
+        with worn(bench.unet, styles):
             bench.step(bench.rows(STYLES), STYLES)
 
     def each() -> None:
         for style in styles:
-            with worn(pipe, style, 1.0):
+            with worn(bench.unet, style):
                 bench.step(bench.rows(1))
 
     return {BATCH: batch, EACH: each}

@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from instantstyle.core import (
+        InstantStyleMixin,
+        StableDiffusionXLInstantStylePipeline,
+        attention_blocks,
+        presets,
+        remove_content,
+        with_instantstyle,
+    )
     from instantstyle.pipelines.hidiffusion import disable_hidiffusion, enable_hidiffusion
     from instantstyle.pipelines.variants import (
         StableDiffusionInstantStyleControlNetImg2ImgPipeline,
@@ -21,14 +29,6 @@ if TYPE_CHECKING:
     )
     from instantstyle.styles.apply import applied
     from instantstyle.styles.style import Style
-    from pipeline_instantstyle import (
-        InstantStyleMixin,
-        StableDiffusionXLInstantStylePipeline,
-        attention_blocks,
-        presets,
-        remove_content,
-        with_instantstyle,
-    )
 
 
 __all__ = [
@@ -60,6 +60,7 @@ def __getattr__(name: str) -> Any:
     # Imported when first asked for: the command line answers `--help` without waiting for diffusers.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    ours = ("pipelines.variants", "styles.style", "styles.apply", "pipelines.hidiffusion")
-    homes = ("pipeline_instantstyle", *(f"instantstyle.{home}" for home in ours))
-    return next(getattr(module, name) for module in map(import_module, homes) if hasattr(module, name))
+    # The encoder first: it gives the variants `encode_style`.
+    homes = ("styles.encoder", "core", "styles.apply", "pipelines.variants", "pipelines.hidiffusion")
+    modules = (import_module(f"{__name__}.{home}") for home in homes)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

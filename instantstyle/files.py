@@ -132,10 +132,11 @@ def find_file(name: str, text: str, default: str) -> tuple[str, str]:
 
 
 def split_file(text: str, default: str) -> tuple[str, str]:
-    """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source."""
-    source, colon, file = text.rpartition(":")
+    """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source, or to a drive."""
+    drive = Path(text).drive
+    source, colon, file = text.removeprefix(drive).rpartition(":")
     if colon and file.endswith(WEIGHTS):
-        return source, file
+        return drive + source, Path(file).as_posix()
     return text, default
 
 

@@ -1,3 +1,3 @@
 """What `custom_pipeline="instantstyle"` finds in a checkout."""
 
-from pipeline_instantstyle import StableDiffusionXLInstantStylePipeline as StableDiffusionXLInstantStylePipeline
+from instantstyle.core import StableDiffusionXLInstantStylePipeline as StableDiffusionXLInstantStylePipeline

@@ -17,7 +17,7 @@ BYTES_PER_HALF = 2
 def run(options: argparse.Namespace) -> None:
     """Print the attention groups and presets of `--model`."""
     with calm(bars=False):
-        from pipeline_instantstyle import AdapterFile
+        from instantstyle.core import AdapterFile
 
         model = find_model(options.machine.model)
         adapter = own_adapter(model)
@@ -37,7 +37,7 @@ def describe(config: dict[str, Any], carried: Mapping[str, Any]) -> str:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from pipeline_instantstyle import attention_blocks, presets, resolve_target_blocks
+    from instantstyle.core import attention_blocks, presets, resolve_target_blocks
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)

@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after a user's mistake (told in one line on standard error), 130 after an interrupt.
     """
     try:
-        options = build_parser().parse_args(argv)
-        options.machine = machine(options)
+        options = read(argv)
         # Imported here, so that the words of the command line need not wait for it.
         import_module(f"instantstyle.{options.home}").run(options)
     except KeyboardInterrupt:
@@ -48,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"instantstyle: error: {one_line(ValueError(told(error, option)))}", file=sys.stderr)
         return USER_ERROR
     return 0
+
+
+def read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read what is typed: with `machine`, where to work, and `home`, the module whose `run` does it."""
+    options = build_parser().parse_args(argv)
+    options.machine = machine(options)
+    return options
 
 
 class Parser(argparse.ArgumentParser):

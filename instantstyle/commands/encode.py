@@ -9,6 +9,7 @@ from instantstyle.commands.generate import tell_unknown_words
 from instantstyle.commands.options import typed
 from instantstyle.console import calm
 from instantstyle.files import check_output
+from instantstyle.inference.inputs import open_picture
 from instantstyle.inference.request import Reference, Request
 
 
@@ -22,7 +23,8 @@ def run(options: argparse.Namespace) -> None:
     weights = options.weights or [1.0] * len(options.reference)
     if len(weights) != len(options.reference):
         raise ValueError(f"--weights has {len(weights)} numbers for {len(options.reference)} pictures; give one each.")
-    style = [Reference(picture, weight) for picture, weight in zip(options.reference, weights, strict=True)]
+    pictures = [open_picture("PICTURE", name) for name in options.reference]
+    style = [Reference(picture, weight) for picture, weight in zip(pictures, weights, strict=True)]
     request = Request(**{**typed(options, Request), "prompt": "", "style": style})
     with calm(sys.stderr.isatty() and not options.quiet):
         import torch

@@ -10,20 +10,23 @@ from .adapter import (
     adapter_state,
     adapter_to_change,
     attach,
+    attached,
     component,
     detach,
+    detached,
     fetch,
-    lifted,
     resolve_each,
     scales_at,
+    style_adapter,
 )
 from .blocks import Scale, attention_blocks, check_number, presets, resolve_target_blocks, text_layers, times
-from .call import Call, check_style_scale, embed_reference, package, plan_call, read_call, upright
-from .checkpoint import AdapterFile
+from .call import Call, check_style_scale, embed_reference, plan_call, read_call, upright
+from .checkpoint import AdapterFile, find_file
 from .content import remove_content
 from .hosts import plugin_file, write_code
 from .offloading import modules, offloading_suspended
 from .pipeline import InstantStyleMixin, StableDiffusionXLInstantStylePipeline, with_instantstyle
+from .private import execution_device, private, workflows
 from .processors import MutedProjection, attention, bare_unet, ip_processors, make_processor
 
 
@@ -38,6 +41,7 @@ __all__ = [
     "adapter_state",
     "adapter_to_change",
     "attach",
+    "attached",
     "attention",
     "attention_blocks",
     "bare_unet",
@@ -45,25 +49,29 @@ __all__ = [
     "check_style_scale",
     "component",
     "detach",
+    "detached",
     "embed_reference",
+    "execution_device",
     "fetch",
+    "find_file",
     "ip_processors",
-    "lifted",
     "make_processor",
     "modules",
     "offloading_suspended",
-    "package",
     "plan_call",
     "plugin_file",
     "presets",
+    "private",
     "read_call",
     "remove_content",
     "resolve_each",
     "resolve_target_blocks",
     "scales_at",
+    "style_adapter",
     "text_layers",
     "times",
     "upright",
     "with_instantstyle",
+    "workflows",
     "write_code",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .blocks import Scale, presets, resolve_target_blocks, text_layers, times
-from .checkpoint import AdapterFile
+from .checkpoint import TOWER_DTYPE, AdapterFile
+from .nesting import flatten
+from .private import image_projection
 from .processors import (
     MutedProjection,
     attention,
@@ -29,6 +32,9 @@ from .processors import (
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class AdapterState:
     """What is loaded on a UNet. It is kept on the UNet, so that all pipelines that share it agree."""
@@ -37,10 +43,13 @@ class AdapterState:
     files: Sequence[AdapterFile | None]  # None: put there by another loader, which kept all weights
     targets: list[dict[str, Scale]]  # per adapter: layer -> weight
     scales: list[Scale]  # per adapter: what all its weights are multiplied by
+    # Per adapter the targets that `load_ip_adapter` or `set_target_blocks` chose: a dict of scales replaces those in
+    # force, and a number brings these back.
+    chosen: list[dict[str, Scale]] = field(default_factory=list)
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
-    # Embeddings for a number of prompts, where a call brings none: row numbers of styles (`instantstyle.applying`).
+    # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,10 +69,12 @@ def adapter_state(unet: Any) -> AdapterState | None:
     text_proj = getattr(unet, "text_encoder_hid_proj", None)
     count = len(projection.image_projection_layers)
     scales = [[processor.scale[i] for processor in processors.values()] for i in range(count)]
+    targets: list[dict[str, Scale]] = [dict.fromkeys(processors, 1.0) for _ in range(count)]
     return AdapterState(
         projection=projection,
         files=[None] * count,
-        targets=[dict.fromkeys(processors, 1.0) for _ in range(count)],
+        targets=targets,
+        chosen=targets,
         scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
         plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
@@ -93,11 +104,8 @@ def build_adapter(unet: Any, files: Sequence[AdapterFile]) -> tuple[nn.Module, d
 
 def _build_projection(unet: Any, file: AdapterFile, image_proj: Mapping[str, torch.Tensor]) -> nn.Module:
     copied = {key: tensor.clone() for key, tensor in image_proj.items()}  # a copy does not keep the file mapped
-    # Sequential offloading leaves the UNet on meta, and this way the host loads to where the UNet is.
-    low_cpu_mem_usage = not next(unet.parameters()).is_meta
     try:
-        with torch.random.fork_rng(devices=[]):  # a resampler's latents are drawn before they are loaded
-            projection = unet._convert_ip_adapter_image_proj_to_diffusers(copied, low_cpu_mem_usage=low_cpu_mem_usage)
+        projection = image_projection(unet, copied)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file.name} holds an image projection of an unknown form: {error}") from error
     missing = [name for name, parameter in projection.named_parameters() if parameter.is_meta]
@@ -166,7 +174,7 @@ def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
 
 
 @contextmanager
-def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
+def detached(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
     """The UNet without its adapter, for the length of the `with`."""
     state = adapter_state(unet)
     if state is None:
@@ -177,6 +185,51 @@ def lifted(unet: Any) -> Iterator[tuple[AdapterState, dict[str, Any]] | None]:
         yield state, processors
     finally:
         attach(unet, state, processors)
+
+
+@contextmanager
+def attached(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Iterator[None]:
+    """The UNet with an adapter in place of the one that it has, for the length of the `with`."""
+    with ExitStack() as stack:
+        if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
+            stack.callback(vars(unet).pop, "_instantstyle", None)
+        stack.enter_context(detached(unet))
+        stack.callback(detach, unet, state)
+        attach(unet, state, processors)
+        yield
+
+
+def style_adapter(
+    unet: Any, style: Any, scale: Any, device: torch.device, name: str = "style_scale"
+) -> tuple[AdapterState, dict[str, Any]]:
+    """What stands in for an adapter where a call has a `style`, for `attached`. Nothing is changed.
+
+    Styles are not known here: each brings the code for this, as a method `build_adapter` of the same arguments.
+
+    Args:
+        unet: the UNet.
+        style: a style, a tuple of them, or a list with one of these for each prompt.
+        scale: a number for all, or numbers nested as `style`.
+        device: where it is to run.
+        name: the argument that gave the scale, for errors.
+
+    Raises:
+        ValueError, TypeError: it is no style, or does not fit the UNet.
+        RuntimeError: a style is applied to the UNet already.
+    """
+    before = adapter_state(unet)
+    if before is not None and before.standing is not None:
+        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
+    styles = flatten(style)
+    if not styles:
+        raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
+    build = next((one.build_adapter for one in styles if hasattr(one, "build_adapter")), None)
+    if build is None:
+        raise TypeError(
+            "`style` must be a Style, a tuple of them, or a list with one of these for each prompt, but is "
+            f"{style!r:.80}. `Style.load(path)` reads one."
+        )
+    return build(unet, style, scale, device, name)
 
 
 def fetch(
@@ -227,11 +280,26 @@ def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, in
 
 
 def drop_muted(unet: Any, state: AdapterState) -> None:
-    """Let go of the weights of blocks that are no targets. Another loader's stay: they cannot be read again."""
+    """Let go of the weights of blocks that are neither targets nor chosen. Another loader's stay: they are its own."""
     for layer, processor in ip_processors(unet).items():
         for i, file in enumerate(state.files):
-            if file is not None and layer not in state.targets[i]:
+            if file is not None and layer not in state.targets[i] and layer not in state.chosen[i]:
                 processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
+
+
+def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
+    """The target blocks of adapters that are loaded without any: "style" where that is known, or "all", as the host.
+
+    Then a line in the log says so.
+    """
+    known = presets(unet)
+    names = ["style" if "style" in (*known, *file.presets) else "all" for file in files]
+    if "all" in names:
+        logger.warning(
+            "All attention blocks see the reference, as in diffusers: which of this UNet's blocks carry style is not "
+            "known. `target_blocks` names some; `attention_blocks(pipe.unet)` lists them."
+        )
+    return names
 
 
 def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
@@ -301,7 +369,9 @@ def load_image_tower(
                 "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
             )
         place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-        encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=pipe.dtype, **hub)
+        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
+        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
+            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
         towers["image_encoder"] = encoder
     if component(pipe, "feature_extractor") is None:
         side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later

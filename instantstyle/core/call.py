@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from .adapter import AdapterState, adapter_state, component, resolve_each
 from .blocks import Scale, check_number, times
 from .content import check_content
 from .nesting import as_list, flatten, fold, nesting, spread, tree
+from .private import execution_device
 from .processors import bare_unet, first_linear
 
 
@@ -321,16 +321,6 @@ def check_style_scale(style: Any, scale: Any) -> None:
         raise ValueError(f"`style_scale` is {scale!r}, but there is no `style`. Pass one.")
 
 
-def package(module: str, what: str) -> Any:
-    # Not by a statement: this file works alone, and diffusers refuses a plugin whose imports are not there.
-    try:
-        return importlib.import_module(f"instantstyle.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "instantstyle":
-            raise
-        raise ImportError(f"{what} needs the package that this file is from: `pip install instantstyle`.") from error
-
-
 @torch.no_grad()
 def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
@@ -338,7 +328,7 @@ def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, 
     call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
-        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, pipe._execution_device, 1, True)
+        (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)
     finally:
         pipe._instantstyle_call = before
         pipe.maybe_free_model_hooks()

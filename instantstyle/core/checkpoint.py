@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import _get_model_file
+from diffusers import __version__
+from diffusers.utils import is_transformers_version
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 
 USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+# By what name the loaders of transformers, and of diffusers' pipelines, are told a dtype.
+TOWER_DTYPE = "dtype" if is_transformers_version(">=", "4.56") else "torch_dtype"
+PIPELINE_DTYPE = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (0, 39) else "torch_dtype"
 
 
 class AdapterFile:
@@ -112,6 +118,22 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def find_file(source: str | Path, name: str, subfolder: str | None = None, **hub: Any) -> Path:
+    """Where a file is: it is `source` itself, in that folder, or fetched from that repository of the Hub.
+
+    Raises:
+        OSError: it is not there.
+    """
+    places = [Path(source), Path(source, name), Path(source, subfolder or "", name)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and Path(source).is_dir():
+        raise FileNotFoundError(f"{str(source)!r} has no file {name!r}{f' in {subfolder!r}' if subfolder else ''}.")
+    try:
+        return found or Path(hf_hub_download(str(source), name, subfolder=subfolder or None, **hub))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{str(source)!r} is no file, no folder and no repository's name.") from error
+
+
 def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub: dict[str, Any]) -> list[AdapterFile]:
     """Find and open the checkpoints, one per weight name. A single source or subfolder stands for all."""
     sources = sources * len(names) if len(sources) == 1 else sources
@@ -121,7 +143,6 @@ def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub:
             "`weight_name`, `subfolder` and `pretrained_model_name_or_path_or_dict` must have the same length, but "
             f"have {len(names)}, {len(subfolders)} and {len(sources)}."
         )
-    hub = dict.fromkeys(HUB_ARGUMENTS) | {"force_download": False, "user_agent": USER_AGENT} | hub
     files = []
     for source, subfolder, name in zip(sources, subfolders, names, strict=True):
         if not isinstance(source, (str, Path, Mapping)):
@@ -130,10 +151,15 @@ def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub:
                 f"of them, but is {source!r}."
             )
         if not isinstance(source, Mapping):
-            source = Path(_get_model_file(source, weights_name=name, subfolder=subfolder, **hub))
+            source = find_file(source, name, subfolder, user_agent=USER_AGENT, **hub)
         files.append(AdapterFile(source))
     return files
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
+def in_host_words(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a pipeline's loader, with `dtype` under the name that this diffusers has for it."""
+    return {PIPELINE_DTYPE if name == "dtype" else name: value for name, value in kwargs.items()}

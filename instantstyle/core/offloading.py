@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from diffusers.hooks.group_offloading import (
-    _apply_group_offloading,
-    _get_top_level_group_offload_hook,
-    _maybe_remove_and_reapply_group_offloading,
-)
-from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from torch import nn
 
+from .private import disable_offloading, group_offloading, offload_device
 from .processors import bare_unet
 
 
@@ -23,11 +18,9 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
-    before, device = modules(pipe), None
-    if any(hasattr(module, "_hf_hook") for module in before.values()):
-        # A pipeline that shares another's modules shares their hooks, but has no `_offload_device`.
-        device = getattr(pipe, "_offload_device", pipe._execution_device)
-    by_model, sequential, by_group = _func_optionally_disable_offloading(pipe)
+    before, device = modules(pipe), offload_device(pipe)
+    by_model, sequential, by_group = disable_offloading(pipe)
+    put = group_offloading(bare_unet(pipe)) if by_group else None
     try:
         yield
     finally:
@@ -35,13 +28,9 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
             pipe.enable_model_cpu_offload(device=device)
         elif sequential:
             pipe.enable_sequential_cpu_offload(device=device)
-        elif by_group:
-            hook = _get_top_level_group_offload_hook(bare_unet(pipe))
+        elif put is not None:
             for name, module in modules(pipe).items():
-                if name in before:
-                    _maybe_remove_and_reapply_group_offloading(module)
-                elif hook is not None:
-                    _apply_group_offloading(module, hook.config)
+                put(module, name not in before)
 
 
 def modules(pipe: Any) -> dict[str, nn.Module]:

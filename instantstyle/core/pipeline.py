@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 
 from .adapter import (
     AdapterState,
@@ -23,16 +22,19 @@ from .adapter import (
     adapter_to_change,
     apply_targets,
     attach,
+    attached,
     build_adapter,
     check_widths,
     component,
+    default_targets,
     detach,
+    detached,
     drop_muted,
     fetch,
-    lifted,
     load_image_tower,
     placeholders,
     resolve_each,
+    style_adapter,
 )
 from .blocks import (
     Scale,
@@ -50,16 +52,16 @@ from .call import (
     cut_with_guidance,
     fit_rows,
     host_form,
-    package,
     plan_call,
     processors_kept,
     refuse_misspelt,
 )
-from .checkpoint import hub_arguments, open_files
+from .checkpoint import hub_arguments, in_host_words, open_files
 from .content import encode_content, read_content_encoder, remove_content
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
 from .nesting import as_list
 from .offloading import offloading_suspended
+from .private import execution_device, expand_scales, face_loras
 from .processors import bare_unet, ip_processors
 
 
@@ -137,7 +139,8 @@ class InstantStyleMixin(_Host):
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
-                stack.enter_context(package("applying", "`style`").worn(self, style, style_scale))
+                built = style_adapter(unet, style, style_scale, execution_device(self))
+                stack.enter_context(attached(unet, *built))
             state = adapter_state(unet)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
@@ -215,11 +218,12 @@ class InstantStyleMixin(_Host):
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
             RuntimeError: a style is applied to the UNet.
-            ImportError: this file is used without its package.
+            ImportError: the package is not there, or `instantstyle.styles` is not imported.
         """
-        encode = package("baking", "`encode_style`").encode
-        adapter_to_change(self)
-        return encode(self, image, neg_content_prompt, neg_content_scale, target_blocks, weights)
+        raise ImportError(  # where it is, this method is the function named here
+            "`encode_style` needs the package that this file is from: `pip install instantstyle`. Then "
+            "`instantstyle.styles.encode(pipe, picture)` makes a style."
+        )
 
     def unload_image_encoder(self) -> None:
         """Let go of the image encoder, once every reference is encoded. `load_ip_adapter` brings it again.
@@ -241,7 +245,7 @@ class InstantStyleMixin(_Host):
         subfolder: Any,
         weight_name: Any,
         image_encoder_folder: str | None = "image_encoder",
-        target_blocks: Any = "style",
+        target_blocks: Any = None,
         **kwargs: Any,
     ) -> None:
         """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
@@ -250,7 +254,8 @@ class InstantStyleMixin(_Host):
             pretrained_model_name_or_path_or_dict: a repository, a folder or a state dict; for several a list.
             subfolder, weight_name: where the file is in it; for several lists.
             image_encoder_folder: where the image encoder is; None loads none.
-            target_blocks: the blocks that see the reference (see `set_target_blocks`).
+            target_blocks: the blocks that see the reference (see `set_target_blocks`). By default "style"; on a UNet
+                of which it is not known which blocks carry style, "all" as in the host, and the log says so.
             kwargs: the host's, for the Hub.
 
         Raises:
@@ -266,9 +271,10 @@ class InstantStyleMixin(_Host):
         files = open_files(sources, subfolders, as_list(weight_name), hub)
         projection, processors = build_adapter(unet, files)
         state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
-        state.targets = resolve_each(target_blocks, unet, state)
+        wanted = default_targets(unet, files) if target_blocks is None else target_blocks
+        state.targets = state.chosen = resolve_each(wanted, unet, state)
         fetched = fetch(unet, state, state.targets, processors)
-        loras = [{"ip_adapter": file.read_part("ip_adapter", only="_lora.")} for file in files]
+        loras = face_loras(unet, [file.read_part("ip_adapter", only="_lora.") for file in files])
         towers = load_image_tower(self, sources[0], subfolders[0], image_encoder_folder, hub)
         check_widths(files, projection, towers.get("image_encoder") or component(self, "image_encoder"))
         with offloading_suspended(self):
@@ -284,7 +290,7 @@ class InstantStyleMixin(_Host):
             state.brought = state.brought | {name: weakref.ref(tower) for name, tower in towers.items()}
         for file in files:
             file.forget()
-        for i, lora in unet._load_ip_adapter_loras(loras).items():  # FaceID's
+        for i, lora in loras.items():
             self.load_lora_weights(lora, adapter_name=f"faceid_{i}")
             self.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
 
@@ -321,14 +327,15 @@ class InstantStyleMixin(_Host):
         """
         state = adapter_to_change(self)
         targets = resolve_each(target_blocks, bare_unet(self), state)
-        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets))
+        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
 
     def set_ip_adapter_scale(self, scale: Any) -> None:
         """Set scales as the host does.
 
         Args:
-            scale: a number, which scales the target blocks in force; a dict, which means what it does in the host; or
-                a list of these, one per adapter. A list in place of a number has one per masked picture.
+            scale: a number, which scales the blocks that `load_ip_adapter` or `set_target_blocks` chose, also after a
+                dict; a dict, which means what it does in the host; or a list of these, one per adapter. A list in
+                place of a number has one per masked picture.
 
         Raises:
             ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
@@ -338,13 +345,13 @@ class InstantStyleMixin(_Host):
         if state is None:
             return super().set_ip_adapter_scale(scale)
         configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
-        targets, scales = list(state.targets), list(configs)
+        targets, scales = list(state.chosen), list(configs)
         for i, config in enumerate(configs[: len(targets)]):
             if isinstance(config, Mapping):
-                (blocks,) = _maybe_expand_lora_scales(bare_unet(self), [config], default_scale=0.0)
+                blocks = expand_scales(bare_unet(self), config)
                 targets[i] = resolve_target_blocks(blocks, text_layers(bare_unet(self)), {})
                 scales[i] = 1.0
-        self._retarget(state, targets, scales)
+        self._retarget(state, targets, scales, state.chosen)
 
     @property
     def target_blocks(self) -> Any:
@@ -358,7 +365,9 @@ class InstantStyleMixin(_Host):
         found = [by_block(blocks, one) for one in scales]
         return found if len(found) > 1 else found[0]
 
-    def _retarget(self, state: Any, targets: list[dict[str, Scale]], scales: list[Any]) -> None:
+    def _retarget(
+        self, state: Any, targets: list[dict[str, Scale]], scales: list[Any], chosen: list[dict[str, Scale]]
+    ) -> None:
         if len(scales) != len(targets):
             raise ValueError(
                 f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
@@ -370,7 +379,7 @@ class InstantStyleMixin(_Host):
         unet = bare_unet(self)
         fetched = fetch(unet, state, targets, ip_processors(unet))
         with offloading_suspended(self, bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
-            state.targets, state.scales = targets, scales
+            state.targets, state.scales, state.chosen = targets, scales, chosen
             apply_targets(unet, state, fetched, targets)
             drop_muted(unet, state)
             unet._instantstyle = state
@@ -423,15 +432,20 @@ class InstantStyleMixin(_Host):
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Callable | None = None) -> None:
         """Switch xformers on or off as the host does. The adapter follows."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The host's, which before diffusers 0.39 called the dtype `torch_dtype`; `dtype` is understood there too."""
+        return super().from_pretrained(*args, **in_host_words(kwargs))
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = bare_unet(pipeline)
-        with lifted(source) as adapter:
-            new = super().from_pipe(pipeline, **kwargs)
+        with detached(source) as adapter:
+            new = super().from_pipe(pipeline, **in_host_words(kwargs))
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
@@ -444,7 +458,7 @@ class InstantStyleMixin(_Host):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as the host does, with the code that loads the folder again, without adapter and content encoder."""
-        with lifted(bare_unet(self)):
+        with detached(bare_unet(self)):
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

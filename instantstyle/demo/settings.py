@@ -71,9 +71,8 @@ class Settings:
         encoding: tuple[str, ...] = () if self.style else ("target_blocks", "content", "content_scale")
         given = {name: getattr(self, name) for name in (*PLAIN, *encoding)}
         given = {name: value for name, value in given.items() if value is not None}
-        return Request(
-            **given, style=self.style or self.references, edges=self.edges and self.control_image is not None
-        )
+        edges = self.edges and self.control_image is not None
+        return Request(**given, style=self.style or self.references, edges=edges)
 
     def check(self) -> None:
         """Raise ValueError where something without which nothing can be painted is missing."""

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from instantstyle.core import adapter_state, attention_blocks, presets, resolve_target_blocks
 from instantstyle.demo.preview import previews
 from instantstyle.demo.settings import CONTENT, EVERYTHING, Settings
 from instantstyle.inference.models import TINY, knows_world
 from instantstyle.inference.request import Machine, Request
 from instantstyle.inference.session import Painting, Session
 from instantstyle.styles.style import Style
-from pipeline_instantstyle import adapter_state, attention_blocks, presets, resolve_target_blocks
 
 
 PRESETS = ("style", "layout", "style+layout", "all")

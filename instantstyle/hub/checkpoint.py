@@ -113,7 +113,7 @@ def find_host(index: Mapping[str, Any], text: str) -> Any:
     """
     import diffusers
 
-    from pipeline_instantstyle import with_instantstyle
+    from instantstyle.core import with_instantstyle
 
     entry = index.get("_class_name")
     name = str(entry[-1] if isinstance(entry, list) and entry else entry)

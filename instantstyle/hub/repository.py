@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from instantstyle.core import write_code
 from instantstyle.hub.card import write_card
 from instantstyle.hub.checkpoint import Checkpoint, Take, copy_checkpoint
 from instantstyle.hub.gallery import write_gallery
+from instantstyle.pipelines import variants
+from instantstyle.version import require
 
 
 ANYONE = "someone/instantstyle"  # in the card's examples, where no name is given yet
@@ -60,6 +63,8 @@ def whole(folder: Path) -> Iterator[Path]:
         made = Path(scratch, "made")
         made.mkdir()
         yield made
+        if folder.exists():  # on Windows nothing takes the place of a folder
+            folder.rmdir()
         made.replace(folder)
 
 
@@ -75,16 +80,19 @@ def write_repository(
         checkpoint: What to publish beside the plugin, if anything.
         take: How the checkpoint's files come there.
         bars: Whether to show progress.
-    """
-    from instantstyle.pipelines.modular import InstantStyleXLBlocks
-    from pipeline_instantstyle import write_code
 
-    variants = write_variants(folder)
+    Raises:
+        ValueError: diffusers is too old for its modular blocks.
+    """
+    require("diffusers", (0, 40), "a repository, which holds blocks for Modular Diffusers,")
+    from instantstyle.pipelines.modular import InstantStyleXLBlocks
+
+    written = write_variants(folder)
     InstantStyleXLBlocks().save_pretrained(folder)
     if checkpoint is not None:
         copy_checkpoint(checkpoint, folder, write_code(checkpoint.host, folder), take)
     widget = write_gallery(folder, bars)
-    write_card(folder / "README.md", repo_id, revision, variants, widget, checkpoint)
+    write_card(folder / "README.md", repo_id, revision, written, widget, checkpoint)
 
 
 def write_variants(folder: Path) -> dict[str, str]:
@@ -93,9 +101,6 @@ def write_variants(folder: Path) -> dict[str, str]:
     Returns:
         Class -> file that loads it.
     """
-    from instantstyle.pipelines import variants
-    from pipeline_instantstyle import write_code
-
     others = [cls for cls in vars(variants).values() if getattr(cls, "__module__", None) == variants.__name__]
     every = [variants.StableDiffusionXLInstantStylePipeline, *others]
     entries = [write_code(variant._instantstyle_host, folder) for variant in every]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,8 +56,8 @@ def publish(
     """
     check_repo_id(repo_id)
     token = find_token()
-    with written(repo_id, checkpoint, revision, bars) as folder, explained(repo_id, token):
-        return upload(folder, repo_id, private, revision, token)
+    with written(repo_id, checkpoint, revision, bars) as files, explained(repo_id, token):
+        return upload(files, repo_id, private, revision, token)
 
 
 def list_files(
@@ -67,17 +65,20 @@ def list_files(
 ) -> dict[str, int]:
     """Return what `publish` would upload, without the network: file -> bytes. Arguments are those of `publish`."""
     check_repo_id(repo_id)
-    with written(repo_id, checkpoint, revision, bars) as folder:
-        files = (path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    with written(repo_id, checkpoint, revision, bars) as files:
+        return {name: path.stat().st_size for name, path in files.items()}
 
 
 @contextmanager
-def written(repo_id: str, checkpoint: Checkpoint | None, revision: str | None, bars: bool) -> Iterator[Path]:
-    """Give a scratch folder that holds the repository."""
+def written(
+    repo_id: str, checkpoint: Checkpoint | None, revision: str | None, bars: bool
+) -> Iterator[dict[str, Path]]:
+    """Give the files that the repository holds, by their names in it."""
+    lent: dict[str, str] = {}  # where a file would be -> where it is: weights need not be written to be read once
     with tempfile.TemporaryDirectory() as scratch:
-        write_repository(Path(scratch), repo_id, revision, checkpoint, borrow, bars)
-        yield Path(scratch)
+        folder = Path(scratch)
+        write_repository(folder, repo_id, revision, checkpoint, lambda file, to: lent.update({to: file}), bars)
+        yield named(folder, lent)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -112,17 +113,23 @@ def find_token() -> str:
     return token
 
 
-def borrow(source: str, target: str) -> None:
-    """Link to a file, or copy it where there are no links: weights need not be written once more to be read once."""
-    try:
-        os.symlink(Path(source).resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+def named(folder: Path, lent: Mapping[str, str]) -> dict[str, Path]:
+    """Name what goes into the repository: the files in a folder, and those that are lent to it."""
+    files = {str(path): path for path in folder.rglob("*") if path.is_file()} | {
+        target: Path(source) for target, source in lent.items()
+    }
+    return {Path(place).relative_to(folder).as_posix(): path for place, path in sorted(files.items())}
 
 
-def upload(folder: Path, repo_id: str, private: bool, revision: str | None, token: str) -> str:
-    """Upload a folder to a repository, and return the address of the commit. Arguments are those of `publish`."""
-    from huggingface_hub import HfApi
+def upload(files: Mapping[str, Path], repo_id: str, private: bool, revision: str | None, token: str) -> str:
+    """Upload files to a repository, in one commit, and return its address.
+
+    Args:
+        files: Name in the repository -> file.
+        repo_id, private, revision: As for `publish`.
+        token: To log in with.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -133,8 +140,9 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, toke
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, revision=revision, commit_message=f"Publish instantstyle {__version__}"
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    commit = api.create_commit(
+        repo_id, operations, commit_message=f"Publish instantstyle {__version__}", revision=revision
     )
     return commit.commit_url
 
@@ -156,13 +164,14 @@ def explained(repo_id: str, token: str) -> Iterator[None]:
 def meaning(error: BaseException) -> str:
     """Say what an error of the Hub, or of the way to it, means."""
     cause: BaseException | None = error
-    while cause is not None and not hasattr(cause, "response"):
+    while cause is not None and getattr(cause, "response", None) is None:
         cause = cause.__cause__
     if cause is None:
         return (
             f"the Hub cannot be reached, or the connection broke ({error}); publishing again goes on from there, with "
             "HF_HUB_DISABLE_XET=1 not through Xet"
         )
-    response: Any = cause.response
-    status, said = response.status_code, getattr(cause, "server_message", None) or response.reason_phrase
+    response: Any = cause.response  # type: ignore[attr-defined]
+    reason = getattr(response, "reason_phrase", None) or response.reason  # of httpx, and of requests before 1.0
+    status, said = response.status_code, getattr(cause, "server_message", None) or reason
     return f"{STATUSES[status]} (HTTP {status})." if status in STATUSES else f"the Hub answers {status}: {said}."

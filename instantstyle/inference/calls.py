@@ -14,6 +14,7 @@ from instantstyle.inference.inputs import StyleFile, cropped, enlarged, fitted, 
 from instantstyle.inference.request import Machine, Request, check_part, painted_over, sampling
 from instantstyle.inference.values import as_given
 from instantstyle.pipelines.distilled import DISTILLED
+from instantstyle.styles import encoder
 
 
 Call = Mapping[str, Any]
@@ -193,12 +194,13 @@ def encode(request: Request, references: Sequence[Any], pipe: Any) -> Any:
         references: Some of its references.
         pipe: The pipeline, whose adapter is on the target blocks at a scale of 1.
     """
-    return pipe.encode_style(
+    return encoder.encode(
+        pipe,
         [one.picture.image for one in references],
         neg_content_prompt=request.content,
         neg_content_scale=request.content_scale,
         weights=[one.weight for one in references],
-        **fitting(request, pipe.encode_style),
+        **fitting(request, encoder.encode),
     )
 
 

@@ -35,7 +35,7 @@ from instantstyle.inference.values import Targets
 from instantstyle.pipelines import hidiffusion, variants
 from instantstyle.pipelines.distilled import DISTILLED, apply_distilled, find_weights
 from instantstyle.styles.style import Style
-from instantstyle.version import versions
+from instantstyle.version import in_dtype, versions
 
 
 SEED_BITS = 32  # of seeds that are drawn
@@ -140,7 +140,7 @@ class Session:
     def unknown_words(self, requests: Iterable[Request]) -> str | None:
         """Say which words of requests a model of the drawn world has never seen; of other models say nothing."""
         texts = (text for one in requests for text in (one.prompt, one.negative, one.content) if text)
-        return models.unknown_words(self.model, sorted(set(texts)))
+        return models.unknown_words(self.model, list(dict.fromkeys(texts)))
 
     # Painting
 
@@ -260,7 +260,7 @@ class Session:
             parts["device_map"] = machine.device_map
         from_source = variant.from_single_file if self.model.single_file else variant.from_pretrained
         with about("model", self.model.label):
-            pipe = from_source(self.model.source, dtype=dtype, **parts)
+            pipe = from_source(self.model.source, **in_dtype(dtype), **parts)
         pipe.set_progress_bar_config(disable=not self._bars)
         if machine.fast is not None:
             with about("fast", machine.fast):
@@ -344,7 +344,7 @@ def variant_class(name: str) -> Any:
 def sibling(pipe: Any, name: str) -> Any:
     """Make another variant of a pipeline's parts; nothing is loaded or copied."""
     with hushed():  # diffusers remarks on every cast, also to what is there
-        other = variant_class(name).from_pipe(pipe, dtype=pipe.dtype)
+        other = variant_class(name).from_pipe(pipe, **in_dtype(pipe.dtype))
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other
 
@@ -380,7 +380,7 @@ def load_controlnet(text: str, dtype: Any) -> Any:
     from diffusers import ControlNetModel
 
     with about("controlnet", text):
-        return ControlNetModel.from_pretrained(models.find_controlnet(text), dtype=dtype)
+        return ControlNetModel.from_pretrained(models.find_controlnet(text), **in_dtype(dtype))
 
 
 def find_distilled(machine: Machine, family: str) -> Path | None:
@@ -389,14 +389,3 @@ def find_distilled(machine: Machine, family: str) -> Path | None:
         return None
     with about("fast", machine.fast):
         return find_weights(DISTILLED[machine.fast], family, machine.fast_weights)
-
-
-def load_pipeline(folder: str) -> Any:
-    """Load the pipeline of a checkpoint with its adapter in float32, without progress bars."""
-    # A watermark, which is put on where its package is installed, would be judged too.
-    variant = variant_class("StableDiffusionXLInstantStylePipeline")
-    pipe = variant.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
-    subfolder, _, weight_name = models.ADAPTER_FILES["sdxl"].rpartition("/")
-    pipe.load_ip_adapter(folder, subfolder=subfolder, weight_name=weight_name, target_blocks="all")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

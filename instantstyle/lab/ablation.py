@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from instantstyle.core import adapter_state, attention_blocks, execution_device
 from instantstyle.inference.models import knows_world
 from instantstyle.inference.recipe import read_recipe, write_recipe
 from instantstyle.inference.request import Request
@@ -104,7 +105,7 @@ def describe_model(session: Session) -> dict[str, Any]:
         "pipeline": type(session.pipe).__name__,
         "model": session.model.label,
         "adapter": session.adapter.label,
-        "device": session.pipe._execution_device.type,
+        "device": execution_device(session.pipe).type,
         "dtype": str(session.pipe.dtype).removeprefix("torch."),
     }
 
@@ -120,15 +121,11 @@ def stamps(session: Session) -> list[Any]:
 
 def adapter_source(pipe: Any) -> Path:
     """Return the file that the pipeline's adapter was read from."""
-    from pipeline_instantstyle import adapter_state
-
     return adapter_state(pipe.unet).files[0].source  # type: ignore[union-attr, return-value]
 
 
 def attention_groups(pipe: Any) -> Groups:
     """Return the names of the UNet's attention groups."""
-    from pipeline_instantstyle import attention_blocks
-
     return tuple(attention_blocks(pipe.unet))
 
 

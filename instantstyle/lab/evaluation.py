@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from instantstyle import tiny
+from instantstyle.core import AdapterFile, presets, resolve_target_blocks, text_layers
 from instantstyle.inference.models import ADAPTER_FILES, TINY, read_unet_config
 from instantstyle.lab.conditions import PLAIN, Condition, Curve
 from instantstyle.lab.metrics import Scores, at_equal_style, difference, estimate, score
@@ -92,10 +94,6 @@ def check_targets(folder: Path, conditions: Iterable[Condition]) -> None:
     Raises:
         ValueError: Which condition, and why.
     """
-    from diffusers import UNet2DConditionModel
-
-    from pipeline_instantstyle import AdapterFile, presets, resolve_target_blocks, text_layers
-
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(read_unet_config(str(folder)))
     layers, named = text_layers(unet), presets(unet) | AdapterFile(folder / ADAPTER_FILES["sdxl"]).presets

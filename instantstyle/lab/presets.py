@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from instantstyle.core import adapter_state, presets
 from instantstyle.files import atomically
 from instantstyle.lab.proposal import Proposal
 
@@ -28,8 +29,6 @@ def named_presets(proposal: Proposal, unet: Any) -> dict[str, Any]:
     Returns:
         Name -> target blocks; nothing without a style block.
     """
-    from pipeline_instantstyle import adapter_state, presets
-
     if not proposal.style:
         return {}
     style = list(proposal.style)
@@ -45,7 +44,7 @@ def named_presets(proposal: Proposal, unet: Any) -> dict[str, Any]:
     return {"style": style, "style+layout": {**scales, **dict.fromkeys(style, 1.0)}}
 
 
-def write_presets(source: Path, target: Path, presets: Mapping[str, Any]) -> None:
+def write_presets(source: Path, target: Path, named: Mapping[str, Any]) -> None:
     """Copy an adapter's `.safetensors` file, with presets in its metadata.
 
     Other presets and metadata are kept, and the tensors are copied byte by byte. The file appears whole or not at all.
@@ -53,7 +52,7 @@ def write_presets(source: Path, target: Path, presets: Mapping[str, Any]) -> Non
     Args:
         source: The adapter.
         target: The file to write, which may be `source` itself; an older one is replaced.
-        presets: Name -> target blocks, as `set_target_blocks` takes them.
+        named: Name -> target blocks, as `set_target_blocks` takes them.
 
     Raises:
         ValueError: `source` is no safetensors file.
@@ -62,7 +61,7 @@ def write_presets(source: Path, target: Path, presets: Mapping[str, Any]) -> Non
     with open(source, "rb") as old:
         header = read_header(old, source)
         metadata = header.get("__metadata__", {})
-        merged = {**json.loads(metadata.get(KEY, "{}")), **presets}
+        merged = {**json.loads(metadata.get(KEY, "{}")), **named}
         header["__metadata__"] = {**metadata, KEY: json.dumps(merged)}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % ALIGNMENT)

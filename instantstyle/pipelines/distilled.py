@@ -96,6 +96,9 @@ DISTILLED = {
 }
 
 
+# The weights
+
+
 def find_weights(recipe: Distilled, family: str, given: str | None = None) -> Path | None:
     """Find the file that a recipe puts on the UNet, and fetch it if it is on the Hub.
 
@@ -147,6 +150,9 @@ def is_lora(path: Path) -> bool:
         ValueError: It is not a safetensors file.
     """
     return any("lora" in name for name in tensor_names(path, "`weights`"))
+
+
+# On a pipeline
 
 
 def apply_distilled(pipe: Any, recipe: Distilled, weights: Path | None = None) -> None:
@@ -209,10 +215,10 @@ def _lora_layers(pipe: Any) -> int:
 
 
 def _put_unet(pipe: Any, name: str, tensors: dict[str, Any]) -> None:
-    from pipeline_instantstyle import bare_unet, lifted
+    from instantstyle.core import bare_unet, detached
 
     unet = bare_unet(pipe)
-    with lifted(unet):
+    with detached(unet):
         expected = {(key, tensor.shape) for key, tensor in unet.state_dict().items()}
         wrong = expected ^ {(key, tensor.shape) for key, tensor in tensors.items()}
         if wrong:

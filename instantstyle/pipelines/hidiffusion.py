@@ -83,10 +83,12 @@ def load_library() -> Any:
     moved = "diffusers.pipelines.controlnet.multicontrolnet"
     with _also_as(moved, "diffusers.models.controlnets.multicontrolnet"):
         module: Any = importlib.import_module("hidiffusion.hidiffusion")
-    from diffusers.models.attention import _chunked_feed_forward
     from diffusers.utils.torch_utils import apply_freeu
 
-    module.apply_freeu, module._chunked_feed_forward = apply_freeu, _chunked_feed_forward
+    from instantstyle.core import private
+
+    module.apply_freeu = apply_freeu
+    module._chunked_feed_forward = private("diffusers.models.attention", "_chunked_feed_forward", "HiDiffusion")
     return module
 
 
@@ -121,7 +123,7 @@ def enable_hidiffusion(pipe: Any) -> None:
         ValueError: The library has no table for the UNet or is missing, the UNet is compiled, or what is changed of it
             is offloaded by itself or has a LoRA. HiDiffusion is off then.
     """
-    from pipeline_instantstyle import bare_unet
+    from instantstyle.core import bare_unet
 
     counts = hasattr(type(pipe), "num_timesteps")
     if not hasattr(getattr(pipe, "unet", None), "config") or not counts or hasattr(pipe, "adapter"):
@@ -149,7 +151,7 @@ def enable_hidiffusion(pipe: Any) -> None:
 
 def disable_hidiffusion(pipe: Any) -> None:
     """Undo `enable_hidiffusion` exactly. A pipeline without it stays as it is."""
-    from pipeline_instantstyle import bare_unet
+    from instantstyle.core import bare_unet
 
     enabled = vars(bare_unet(pipe)).pop(STATE, None)
     if enabled is not None:

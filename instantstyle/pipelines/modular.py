@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import __version__
+
+
+if tuple(map(int, __version__.split(".")[:2])) < (0, 40):
+    raise ImportError(f"InstantStyle's modular blocks need diffusers 0.40 or newer, but {__version__} is installed.")
+
 from diffusers import AutoPipelineBlocks, StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLIPAdapterStep
@@ -24,7 +30,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipeline_instantstyle import (
+from instantstyle.core import (
     AdapterState,
     Call,
     Scale,
@@ -33,14 +39,16 @@ from pipeline_instantstyle import (
     attention,
     bare_unet,
     check_style_scale,
+    execution_device,
     fetch,
     ip_processors,
     make_processor,
-    package,
     plan_call,
     plugin_file,
     resolve_each,
     scales_at,
+    style_adapter,
+    workflows,
 )
 
 
@@ -65,6 +73,9 @@ OURS = (
 )
 
 
+# --- The variant of a modular pipeline -------------------------------------------------------------------------------
+
+
 class _Variant(StableDiffusionXLInstantStylePipeline):
     """The variant on a modular pipeline's components. What it registers the modular pipeline gets too."""
 
@@ -72,7 +83,7 @@ class _Variant(StableDiffusionXLInstantStylePipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        return self._modular._execution_device
+        return execution_device(self._modular)
 
     def register_modules(self, **modules: Any) -> None:
         """Register components here and there."""
@@ -88,8 +99,9 @@ def variant_of(pipe: Any) -> StableDiffusionXLInstantStylePipeline:
     """The classic variant that shares the components of a modular SDXL pipeline, to do all that it can.
 
     `variant_of(pipe).load_ip_adapter(...)` loads an adapter for `pipe`: its image encoder, and of its weights only
-    those of the target blocks. Likewise `set_target_blocks`, `set_ip_adapter_scale`, `load_content_encoder`,
-    `encode_style` and `unload_ip_adapter`. What they change is on the UNet, so the variant need not be kept.
+    those of the target blocks. Likewise `set_target_blocks`, `set_ip_adapter_scale`, `load_content_encoder` and
+    `unload_ip_adapter`. What they change is on the UNet, so the variant need not be kept. `styles.encode` takes it
+    too.
 
     Args:
         pipe: A modular pipeline whose components are loaded.
@@ -99,6 +111,9 @@ def variant_of(pipe: Any) -> StableDiffusionXLInstantStylePipeline:
     variant = _Variant(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
     variant._modular = pipe
     return variant
+
+
+# --- The UNet of one call --------------------------------------------------------------------------------------------
 
 
 class DressedUNet:
@@ -171,6 +186,9 @@ def retargeted(
     return processors
 
 
+# --- The step --------------------------------------------------------------------------------------------------------
+
+
 class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
     """What `InstantStyleIPAdapterStep` runs with a reference picture."""
 
@@ -226,7 +244,7 @@ class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
             RuntimeError: `style` where another one is applied to the UNet already.
         """
         block, pipe = self.get_block_state(state), variant_of(components)
-        unet, device = bare_unet(components), components._execution_device
+        unet, device = bare_unet(components), execution_device(components)
         adapter, processors = _read_style(block, unet, device)
         arguments, ours = ({name: block[name] for name in names} for names in (OF_THE_HOST, OURS))
         call, targets = plan_call(pipe, arguments, adapter, **ours)
@@ -263,7 +281,7 @@ def _read_style(block: Any, unet: Any, device: torch.device) -> tuple[Any, dict[
     check_style_scale(block.style, block.style_scale)
     if block.style is None:
         return adapter_state(unet), None
-    return package("applying", "`style`").dress(unet, block.style, block.style_scale, "style_scale", device)
+    return style_adapter(unet, block.style, block.style_scale, device)
 
 
 def _without_reference(components: Any, block: Any, adapter: AdapterState | None, device: torch.device) -> Any:
@@ -291,6 +309,9 @@ def _with_unet(components: Any, unet: DressedUNet) -> Any:
     return changed
 
 
+# --- The blocks ------------------------------------------------------------------------------------------------------
+
+
 class _SavedWithCode(ModularPipelineBlocks):
     """Blocks whose folder holds the code that loads it, so that it loads where this package is not installed."""
 
@@ -302,7 +323,7 @@ class _SavedWithCode(ModularPipelineBlocks):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plugin_file(), folder / "pipeline_instantstyle.py")
         code = Path(__file__).read_text("utf-8")
-        code = code.replace("\nfrom pipeline_instantstyle ", "\nfrom .pipeline_instantstyle ")
+        code = code.replace("\nfrom instantstyle.core ", "\nfrom .pipeline_instantstyle ")
         (folder / "modular_instantstyle.py").write_text(code, "utf-8")
         # Not the host's entry, which names this module: files of one basename share a module in one process.
         entry = {"ModularPipelineBlocks": f"modular_instantstyle.{type(self).__name__}"}
@@ -328,7 +349,7 @@ class InstantStyleIPAdapterStep(AutoPipelineBlocks, _SavedWithCode):
 
 
 def _style_workflows() -> dict[str, dict[str, bool]]:
-    theirs = {name: inputs for name, inputs in StableDiffusionXLAutoBlocks._workflow_map.items() if "ip_ad" in name}
+    theirs = {name: inputs for name, inputs in workflows(StableDiffusionXLAutoBlocks).items() if "ip_ad" in name}
     return {
         name.replace("ip_adapter", "style"): {"style": True} | {i: True for i in inputs if i != "ip_adapter_image"}
         for name, inputs in theirs.items()
@@ -347,7 +368,7 @@ class InstantStyleXLBlocks(StableDiffusionXLAutoBlocks, _SavedWithCode):
         InstantStyleIPAdapterStep if step is StableDiffusionXLAutoIPAdapterStep else step
         for step in StableDiffusionXLAutoBlocks.block_classes
     ]
-    _workflow_map = StableDiffusionXLAutoBlocks._workflow_map | _style_workflows()
+    _workflow_map = workflows(StableDiffusionXLAutoBlocks) | _style_workflows()
 
     @property
     def description(self) -> str:

@@ -16,8 +16,8 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 
-from pipeline_instantstyle import InstantStyleMixin
-from pipeline_instantstyle import StableDiffusionXLInstantStylePipeline as StableDiffusionXLInstantStylePipeline
+from instantstyle.core import InstantStyleMixin
+from instantstyle.core import StableDiffusionXLInstantStylePipeline as StableDiffusionXLInstantStylePipeline
 
 
 class StableDiffusionXLInstantStyleImg2ImgPipeline(InstantStyleMixin, StableDiffusionXLImg2ImgPipeline):

@@ -6,34 +6,51 @@ The "image embedding" that the host routes to the blocks is a row number: row `2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch import nn
 
-from instantstyle.identity import style_family_of
-from instantstyle.styles.style import Style
-from pipeline_instantstyle import (
+from instantstyle.core import (
     AdapterState,
     MutedProjection,
-    adapter_state,
-    attach,
+    attached,
     attention,
     bare_unet,
     check_number,
-    detach,
-    lifted,
+    execution_device,
     make_processor,
+    style_adapter,
     text_layers,
     with_instantstyle,
 )
+from instantstyle.identity import style_family_of
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """What is asked of a `Style`, which is not known here: it brings this module with it."""
+
+    tensors: Mapping[str, torch.Tensor]
+    recipe: Any
+
+    def width(self, layer: str) -> int:
+        """The width of a layer's keys and values."""
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that see the style."""
+
+    @property
+    def tokens(self) -> int:
+        """The number of image tokens."""
 
 
 # For each prompt (a single one stands for all) the styles that it sees, with their scales.
-Arrangement = list[list[tuple[Style, float]]]
+Arrangement = list[list[tuple[Encoded, float]]]
 
 
 class RowNumbers(nn.Module):
@@ -98,7 +115,9 @@ def applied(pipe: Any, style: Any, scale: Any = 1.0) -> Iterator[Any]:
         variant = with_instantstyle(host)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`pipe` cannot paint in a style: {error}") from error
-    with worn(pipe, style, scale, name="scale"), _refusing_others(bare_unet(pipe)), ExitStack() as stack:
+    unet = bare_unet(pipe)
+    built = style_adapter(unet, style, scale, execution_device(pipe), name="scale")
+    with attached(unet, *built), _refusing_others(unet), ExitStack() as stack:
         if "_instantstyle_call" not in vars(pipe):
             stack.callback(vars(pipe).pop, "_instantstyle_call", None)
         stack.callback(setattr, pipe, "__class__", host)
@@ -106,28 +125,10 @@ def applied(pipe: Any, style: Any, scale: Any = 1.0) -> Iterator[Any]:
         yield pipe
 
 
-@contextmanager
-def worn(pipe: Any, style: Any, scale: Any, name: str = "style_scale") -> Iterator[None]:
-    """Put styles on a pipeline's UNet, in place of an adapter.
-
-    Arguments and errors are those of `applied`; `name` is what errors call `scale`.
-    """
-    unet = bare_unet(pipe)
-    state, processors = dress(unet, style, scale, name, pipe._execution_device)
-    with ExitStack() as stack:
-        if "_instantstyle" not in vars(unet):  # the record, which a stock pipeline's UNet does not have
-            stack.callback(vars(unet).pop, "_instantstyle", None)
-        stack.enter_context(lifted(unet))
-        stack.callback(detach, unet, state)
-        attach(unet, state, processors)
-        yield
-
-
-def dress(unet: Any, style: Any, scale: Any, name: str, device: torch.device) -> tuple[AdapterState, dict[str, Any]]:
-    """What `worn` puts on a UNet: the state and the processors. Nothing is changed; errors are those of `applied`."""
-    before = adapter_state(unet)
-    if before is not None and before.standing is not None:
-        raise RuntimeError("A style is applied to this UNet already. Leave its `with` first; a tuple combines styles.")
+def build_adapter(
+    unet: Any, style: Any, scale: Any, device: torch.device, name: str
+) -> tuple[AdapterState, dict[str, Any]]:
+    """The state and the processors that stand in for an adapter: see `core.style_adapter`, which calls this."""
     arrangement = arrange(style, scale, name)
     check_fit(dict.fromkeys(one for row in arrangement for one, _ in row), unet)
     tables = [build_tables([row[i] for row in arrangement]) for i in range(len(arrangement[0]))]
@@ -140,8 +141,6 @@ def arrange(style: Any, scale: Any, name: str = "style_scale") -> Arrangement:
     """Read `style` and its scale, which is the argument `name`."""
     rows = style if isinstance(style, list) else [style]
     scales = scale if isinstance(style, list) and isinstance(scale, list) else [scale] * len(rows)
-    if not rows:
-        raise ValueError("`style` is empty. Pass a Style, a tuple of them, or a list of these.")
     if len(scales) != len(rows):
         raise ValueError(f"`{name}` has {len(scales)} entries for a list of {len(rows)} in `style`.")
     arrangement = [_arrange_row(row, scale, name) for row, scale in zip(rows, scales, strict=True)]
@@ -155,7 +154,7 @@ def arrange(style: Any, scale: Any, name: str = "style_scale") -> Arrangement:
     return arrangement
 
 
-def _arrange_row(row: Any, scale: Any, name: str) -> list[tuple[Style, float]]:
+def _arrange_row(row: Any, scale: Any, name: str) -> list[tuple[Encoded, float]]:
     styles = row if isinstance(row, tuple) else (row,)
     scales = scale if isinstance(row, tuple) and isinstance(scale, tuple) else (scale,) * len(styles)
     if not styles:
@@ -163,7 +162,7 @@ def _arrange_row(row: Any, scale: Any, name: str) -> list[tuple[Style, float]]:
     if len(scales) != len(styles):
         raise ValueError(f"`{name}` has {len(scales)} entries for a tuple of {len(styles)} styles.")
     for one in styles:
-        if not isinstance(one, Style):
+        if not isinstance(one, Encoded):
             raise TypeError(
                 "`style` must be a Style, a tuple of them, or a list with one of these for each prompt, but holds "
                 f"{one!r:.80}. `pipe.encode_style(picture)` makes one, `Style.load(path)` reads one."
@@ -174,7 +173,7 @@ def _arrange_row(row: Any, scale: Any, name: str) -> list[tuple[Style, float]]:
     return [(one, float(number)) for one, number in zip(styles, scales, strict=True)]
 
 
-def check_fit(styles: Collection[Style], unet: Any) -> None:
+def check_fit(styles: Collection[Encoded], unet: Any) -> None:
     """Raise ValueError where a style was made for another family, or for layers that the UNet does not have."""
     layers = {layer: attention(unet, layer) for layer in text_layers(unet)}
     family, text_width = style_family_of(unet), next(iter(layers.values())).cross_attention_dim
@@ -193,7 +192,7 @@ def check_fit(styles: Collection[Style], unet: Any) -> None:
                 raise ValueError(f"`style` is for {layer!r} of width {own}, but the UNet has {has}. {remedy}")
 
 
-def build_tables(column: list[tuple[Style, float]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def build_tables(column: list[tuple[Encoded, float]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values for the layers that any prompt's style sees, each of shape `(2 * prompts, tokens, width)`.
 
     Scales are in the values, so that prompts can have different ones. Where a layer does not see a prompt's style, its

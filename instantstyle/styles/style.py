@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers.utils import _get_model_file
 from huggingface_hub import HfApi
 
 from instantstyle.styles import file
@@ -110,7 +109,11 @@ class Style:
         path = Path(path_or_repo_id)
         if path.suffix == SUFFIX and not path.exists():  # or else a stranger's repository is asked for
             raise FileNotFoundError(f"`path_or_repo_id` {str(path)!r}: there is no such file.")
-        return cls(*file.read(_get_model_file(path_or_repo_id, weights_name=filename, **kwargs)))
+        if not path.is_file():
+            from instantstyle.core import find_file
+
+            path = find_file(path_or_repo_id, filename, **kwargs)
+        return cls(*file.read(path))
 
     def push_to_hub(
         self, repo_id: str, filename: str = FILE_NAME, token: str | None = None, private: bool | None = None
@@ -138,11 +141,20 @@ class Style:
 
     # On a pipeline
 
+    # A style is read without the pipelines, which take seconds to import; they come with its use.
+
     def applied(self, pipe: Any, scale: float = 1.0) -> AbstractContextManager[Any]:
-        """`with style.applied(pipe): pipe("a heart")`: see `applying.applied`."""
-        from instantstyle.styles.apply import applied  # which imports this file
+        """`with style.applied(pipe): pipe("a heart")`: see `apply.applied`."""
+        from instantstyle.styles.apply import applied
 
         return applied(pipe, self, scale)
+
+    @staticmethod
+    def build_adapter(*arguments: Any) -> Any:
+        """What a pipeline's call asks of a style: see `apply.build_adapter`."""
+        from instantstyle.styles.apply import build_adapter
+
+        return build_adapter(*arguments)
 
     # Arithmetic
 
@@ -169,9 +181,11 @@ class Style:
         sources = tuple(replace(s, weight=s.weight * part) for style, part in weighted for s in style.recipe.sources)
         recipe = replace(first.recipe, sources=sources)
         if pipe is not None:
-            from instantstyle.styles.encode import bake_again  # which imports this file
+            from instantstyle.styles.projection import project_again
 
-            return bake_again(pipe, recipe, _mix(styles, parts, ["embeds"])["embeds"])
+            embeds = _mix(styles, parts, ["embeds"])["embeds"]
+            tensors, dtype = project_again(pipe, recipe.adapter, embeds, recipe.scales)
+            return cls(tensors, replace(recipe, dtype=dtype))
         return cls(_mix(styles, parts, list(first.tensors)), recipe)
 
     @classmethod

@@ -14,6 +14,7 @@ from hosts import HOSTS, make, picture
 import pipeline_instantstyle
 from instantstyle import core
 from instantstyle.core import build, write_code
+from instantstyle.styles import encode
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_the_file_and_the_modules_get_along(one: Any, other: Any, adapters: dict
     shared.set_target_blocks("layout")
     assert differ(painted, pair.paint(pipe, **reference))
     pipe.set_target_blocks("style")
-    for style in [each.encode_style(*reference.values()) for each in (pipe, shared)]:
+    for style in [encode(each, *reference.values()) for each in (pipe, shared)]:
         assert same(painted, pair.paint(pipe, style=style), TOLERANCE)
         assert same(painted, pair.paint(shared, style=style), TOLERANCE)
         assert differ(painted, pair.paint(shared, style=style, style_scale=0.0))
