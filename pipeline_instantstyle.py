@@ -41,7 +41,7 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
-from diffusers.utils import load_image
+from diffusers.utils import is_transformers_version, load_image
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -364,6 +364,9 @@ def group_offloading(unet: Any) -> Callable[[nn.Module, bool], None]:
 
 USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+# By what name the loaders of transformers, and of diffusers' pipelines, are told a dtype.
+TOWER_DTYPE = "dtype" if is_transformers_version(">=", "4.56") else "torch_dtype"
+PIPELINE_DTYPE = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (0, 39) else "torch_dtype"
 
 
 class AdapterFile:
@@ -500,6 +503,11 @@ def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub:
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
+def in_host_words(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a pipeline's loader, with `dtype` under the name that this diffusers has for it."""
+    return {PIPELINE_DTYPE if name == "dtype" else name: value for name, value in kwargs.items()}
 
 
 # --- Attention processors: the host's for IP-Adapters, and what stands where no weights are --------------------------
@@ -909,7 +917,9 @@ def load_image_tower(
                 "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
             )
         place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-        encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=pipe.dtype, **hub)
+        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
+        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
+            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
         towers["image_encoder"] = encoder
     if component(pipe, "feature_extractor") is None:
         side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
@@ -1002,7 +1012,7 @@ def read_content_encoder(
     elif isinstance(source, (str, Path)):
         place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
         tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
-        kwargs = {"dtype": dtype} | kwargs | {"output_loading_info": True}
+        kwargs = {TOWER_DTYPE: dtype} | kwargs | {"output_loading_info": True}
         with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
             encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
         missing = set(info["missing_keys"])
@@ -1494,7 +1504,9 @@ def write_code(host: Any, folder: Path) -> list[str]:
         (folder / f"{module}.py").write_text(
             f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
             "from .pipeline_instantstyle import with_instantstyle\n\n\n"
-            f"{name} = with_instantstyle({host.__name__})\n"
+            f"{name} = with_instantstyle({host.__name__})\n",
+            encoding="utf-8",
+            newline="\n",
         )
     return [module, name]
 
@@ -1896,11 +1908,16 @@ class InstantStyleMixin(_Host):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The host's, which before diffusers 0.39 called the dtype `torch_dtype`; `dtype` is understood there too."""
+        return super().from_pretrained(*args, **in_host_words(kwargs))
+
+    @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = bare_unet(pipeline)
         with detached(source) as adapter:
-            new = super().from_pipe(pipeline, **kwargs)
+            new = super().from_pipe(pipeline, **in_host_words(kwargs))
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is

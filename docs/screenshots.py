@@ -12,7 +12,7 @@ from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))  # the browser and the server of the tests
+sys.path.append(str(ROOT / "tests" / "fixtures"))  # the browser and the server of the tests
 
 from browsers import chromium  # noqa: E402
 from demos import REFERENCE, demo_options, served  # noqa: E402

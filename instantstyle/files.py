@@ -32,19 +32,19 @@ def check_output(option: str, text: str, suffix: str, keeps: str) -> Path:
     return path
 
 
-def output_folder(text: str) -> Path:
-    """Check the folder of the report, which is made when there is something to put into it.
+def output_folder(option: str, text: str) -> Path:
+    """Check the folder that an option asks for, which is made when there is something to put into it.
 
     Raises:
         ValueError: It is a file, or it or the folder that it is to be in cannot be written.
     """
     folder = Path(text)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output: {text} is not a folder.")
+        raise ValueError(f"{option}: {text} is not a folder.")
     if not folder.exists() and not folder.parent.is_dir():
-        raise ValueError(f"--output: the folder {folder.parent} does not exist.")
+        raise ValueError(f"{option}: the folder {folder.parent} does not exist.")
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"--output: {text} cannot be written.")
+        raise ValueError(f"{option}: {text} cannot be written.")
     return folder
 
 
@@ -132,10 +132,11 @@ def find_file(name: str, text: str, default: str) -> tuple[str, str]:
 
 
 def split_file(text: str, default: str) -> tuple[str, str]:
-    """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source."""
-    source, colon, file = text.rpartition(":")
+    """Split "SOURCE:SUBFOLDER/FILE"; a colon with no file of weights after it belongs to the source, or to a drive."""
+    drive = Path(text).drive
+    source, colon, file = text.removeprefix(drive).rpartition(":")
     if colon and file.endswith(WEIGHTS):
-        return source, file
+        return drive + source, Path(file).as_posix()
     return text, default
 
 

@@ -59,16 +59,31 @@ def release(checkpoint: Path, output: Path) -> None:
             write_json(json.loads(path.read_text(encoding="utf-8")), target)
         else:
             shutil.copyfile(path, target)
+        if path.name == "tokenizer.json":
+            split_tokenizer(target)
+
+
+def split_tokenizer(path: Path) -> None:
+    """Write a tokenizer's words and merges beside it, from which transformers 4 makes it."""
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    write_json(model["vocab"], path.with_name("vocab.json"))
+    merges = [" ".join(pair) for pair in model["merges"]]
+    path.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8", newline="\n")
 
 
 def halve(path: Path, target: Path) -> None:
-    """Copy a safetensors file in half precision."""
+    """Copy a safetensors file in half precision, under the names that published files have."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {published(path, name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(halved, target, metadata=metadata)
     target.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def published(path: Path, name: str) -> str:
+    """Give a tensor's name the prefix that transformers 5 leaves out when it saves a text encoder, and 4 asks for."""
+    return name if path.parent.name != "text_encoder" else f"text_model.{name.removeprefix('text_model.')}"
 
 
 def write_json(value: dict[str, object], target: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .blocks import Scale, TargetBlocks, presets, resolve_target_blocks, text_layers, times
-from .checkpoint import AdapterFile
+from .checkpoint import TOWER_DTYPE, AdapterFile
 from .nesting import flatten
 from .private import image_projection
 from .processors import (
@@ -373,7 +373,9 @@ def load_image_tower(
                 "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
             )
         place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-        encoder = CLIPVisionModelWithProjection.from_pretrained(source, subfolder=place, dtype=pipe.dtype, **hub)
+        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
+        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
+            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
         towers["image_encoder"] = encoder
     if component(pipe, "feature_extractor") is None:
         side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later

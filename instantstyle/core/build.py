@@ -99,7 +99,7 @@ def _from(module: str, names: list[str]) -> str:
 def main(words: list[str]) -> None:
     """Write the file, or with `--check` raise SystemExit where it is not what `join` gives."""
     if words != ["--check"]:
-        FILE.write_text(join(), "utf-8")
+        FILE.write_text(join(), "utf-8", newline="\n")
     elif FILE.read_text("utf-8") != join():
         raise SystemExit(f"{FILE.name} is not what the core's modules give: run `python -m instantstyle.core.build`.")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import __version__
+from diffusers.utils import is_transformers_version
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 USER_AGENT = {"file_type": "attn_procs_weights", "framework": "pytorch"}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+# By what name the loaders of transformers, and of diffusers' pipelines, are told a dtype.
+TOWER_DTYPE = "dtype" if is_transformers_version(">=", "4.56") else "torch_dtype"
+PIPELINE_DTYPE = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (0, 39) else "torch_dtype"
 
 
 class AdapterFile:
@@ -153,3 +158,8 @@ def open_files(sources: list[Any], subfolders: list[Any], names: list[Any], hub:
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+
+
+def in_host_words(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a pipeline's loader, with `dtype` under the name that this diffusers has for it."""
+    return {PIPELINE_DTYPE if name == "dtype" else name: value for name, value in kwargs.items()}

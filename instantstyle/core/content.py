@@ -13,7 +13,7 @@ from diffusers.models.embeddings import ImageProjection
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from .checkpoint import hub_arguments
+from .checkpoint import TOWER_DTYPE, hub_arguments
 from .processors import bare_unet
 
 
@@ -99,7 +99,7 @@ def read_content_encoder(
     elif isinstance(source, (str, Path)):
         place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
         tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
-        kwargs = {"dtype": dtype} | kwargs | {"output_loading_info": True}
+        kwargs = {TOWER_DTYPE: dtype} | kwargs | {"output_loading_info": True}
         with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
             encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
         missing = set(info["missing_keys"])

@@ -66,6 +66,8 @@ def write_code(host: Any, folder: Path) -> list[str]:
         (folder / f"{module}.py").write_text(
             f'"""Loads {name}."""\n\nfrom {host.__module__} import {host.__name__}\n\n'
             "from .pipeline_instantstyle import with_instantstyle\n\n\n"
-            f"{name} = with_instantstyle({host.__name__})\n"
+            f"{name} = with_instantstyle({host.__name__})\n",
+            encoding="utf-8",
+            newline="\n",
         )
     return [module, name]

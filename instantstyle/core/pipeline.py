@@ -58,7 +58,7 @@ from .call import (
     processors_kept,
     refuse_misspelt,
 )
-from .checkpoint import hub_arguments, open_files
+from .checkpoint import hub_arguments, in_host_words, open_files
 from .content import encode_content, read_content_encoder, remove_content
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
 from .nesting import Content, as_list
@@ -461,11 +461,16 @@ class InstantStyleMixin(_Host):
             super().set_use_memory_efficient_attention_xformers(valid, attention_op)
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The host's, which before diffusers 0.39 called the dtype `torch_dtype`; `dtype` is understood there too."""
+        return super().from_pretrained(*args, **in_host_words(kwargs))
+
+    @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """The host's `from_pipe`: modules, adapter and content encoder are shared. Without `dtype` all is float32."""
         source = bare_unet(pipeline)
         with detached(source) as adapter:
-            new = super().from_pipe(pipeline, **kwargs)
+            new = super().from_pipe(pipeline, **in_host_words(kwargs))
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is

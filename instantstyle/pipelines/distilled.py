@@ -12,7 +12,6 @@ from instantstyle.files import find_file, tensor_names
 from instantstyle.identity import family_of
 
 
-STEPS, GUIDANCE = 30, 5.0  # without a recipe
 ADAPTER = "fast"  # what the LoRA is called until it is fused
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 DOWN = ("lora_down.weight", "lora.down.weight", "lora_A.weight")  # one for each layer of a LoRA, by layout
@@ -97,6 +96,9 @@ DISTILLED = {
 }
 
 
+# The weights
+
+
 def find_weights(recipe: Distilled, family: str, given: str | None = None) -> Path | None:
     """Find the file that a recipe puts on the UNet, and fetch it if it is on the Hub.
 
@@ -120,7 +122,7 @@ def find_weights(recipe: Distilled, family: str, given: str | None = None) -> Pa
     text = given or recipe.weights[family]
     if text is None:
         return None
-    path = _fetch(*find_file("--fast-weights", text, default_file(recipe, family)))
+    path = _fetch(*find_file("`fast_weights`", text, default_file(recipe, family)))
     if is_lora(path):
         need("peft", "fast", "a LoRA is loaded with peft")
     return path
@@ -148,6 +150,9 @@ def is_lora(path: Path) -> bool:
         ValueError: It is not a safetensors file.
     """
     return any("lora" in name for name in tensor_names(path, "`weights`"))
+
+
+# On a pipeline
 
 
 def apply_distilled(pipe: Any, recipe: Distilled, weights: Path | None = None) -> None:

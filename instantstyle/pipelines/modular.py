@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import __version__
+
+
+if tuple(map(int, __version__.split(".")[:2])) < (0, 40):
+    raise ImportError(f"InstantStyle's modular blocks need diffusers 0.40 or newer, but {__version__} is installed.")
+
 from diffusers import AutoPipelineBlocks, StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLIPAdapterStep
@@ -67,6 +73,9 @@ OURS = (
 )
 
 
+# --- The variant of a modular pipeline -------------------------------------------------------------------------------
+
+
 class _Variant(StableDiffusionXLInstantStylePipeline):
     """The variant on a modular pipeline's components. What it registers the modular pipeline gets too."""
 
@@ -102,6 +111,9 @@ def variant_of(pipe: Any) -> StableDiffusionXLInstantStylePipeline:
     variant = _Variant(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
     variant._modular = pipe
     return variant
+
+
+# --- The UNet of one call --------------------------------------------------------------------------------------------
 
 
 class DressedUNet:
@@ -172,6 +184,9 @@ def retargeted(
         new.to_k_ip, new.to_v_ip = nn.ModuleList(keys), nn.ModuleList(values)
         new.scale = scales_at(layer, state, targets)
     return processors
+
+
+# --- The step --------------------------------------------------------------------------------------------------------
 
 
 class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
@@ -292,6 +307,9 @@ def _with_unet(components: Any, unet: DressedUNet) -> Any:
     changed = copy.copy(components)
     changed.unet = unet
     return changed
+
+
+# --- The blocks ------------------------------------------------------------------------------------------------------
 
 
 class _SavedWithCode(ModularPipelineBlocks):
