@@ -28,7 +28,7 @@ ARGPARSE = {
     *("inference.calls", "inference.grid", "inference.inputs", "inference.recipe", "inference.request"),
     *("inference.session", "inference.values", "lab.evaluate", "lab.probe"),
 }
-LONG = {"commands.cli", "core.pipeline"}
+LONG = {"commands.cli"}
 
 Imports = set[tuple[str, str]]
 """Modules, and the names that are taken from them; our own modules without `instantstyle` in front."""
