@@ -20,6 +20,8 @@ from instantstyle.commands import cli
 from instantstyle.inference import models, session
 
 
+pytest.register_assert_rewrite("batches", "refusals")  # so that what fails in them is shown
+
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
 
 
