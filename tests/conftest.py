@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,8 @@ from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapte
 
 import instantstyle
 from instantstyle.commands import cli
-from instantstyle.inference import models, session
+from instantstyle.inference.request import Machine, Request
+from instantstyle.inference.session import Session
 
 
 pytest.register_assert_rewrite("batches", "refusals")  # so that what fails in them is shown
@@ -136,15 +136,17 @@ def pair(
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def session():
+    """Open the embedded checkpoint on a CPU."""
+    return Session(Machine(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def pipe(session):
     """Load the embedded checkpoint with its adapter on all blocks."""
-    options = argparse.Namespace(
-        **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
-    )
-    model = models.find_model("tiny")
-    found = session.load(options, model, models.find_adapter(None, model))
-    found.set_progress_bar_config(disable=True)
-    return found
+    session.load([Request(prompt="", style="of any")])
+    session.aim_at((("all", 1.0),))
+    return session.pipe
 
 
 @pytest.fixture
