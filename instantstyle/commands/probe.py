@@ -20,7 +20,7 @@ from instantstyle.inference.session import Session
 from instantstyle.inference.values import Picture
 from instantstyle.lab.ablation import PAIRS, Probed, adapter_source, probe
 from instantstyle.lab.presets import named_presets, write_presets
-from instantstyle.lab.probe_report import save_probe, text
+from instantstyle.lab.probe_report import probe_text, save_probe
 
 
 def run(options: argparse.Namespace) -> None:
@@ -80,7 +80,7 @@ def report(probed: Probed, folder: Path, session: Session, save: Path | None) ->
     presets = named_presets(probed.proposal, session.pipe.unet)
     paths = save_probe(probed, folder, presets)
     if probed.judged:
-        print(text(probed, presets), end="\n\n")
+        print(probe_text(probed, presets), end="\n\n")
     print(*paths, sep="\n")
     if save is None:
         return

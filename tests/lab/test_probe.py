@@ -206,7 +206,7 @@ def test_an_interrupted_probe_goes_on_where_it_was(tmp_path):
 def test_the_picture_shows_each_group_alone_and_all_but_it(tmp_path):
     found, proposal = ablation.search(Additive(), EVERY, tmp_path)
     probed = ablation.Probed({}, Additive().shown, EVERY, found, proposal)
-    drawn = {colour for _, colour in probe_report.draw_sheet(probed).getcolors(2**24)}
+    drawn = {colour for _, colour in probe_report.draw_probe(probed).getcolors(2**24)}
     shown = {groups for groups in found if any(one.getpixel((0, 0)) in drawn for one in found[groups].pictures)}
     assert shown == set(findings.plan(EVERY)) < set(found)
     for groups in shown:
