@@ -183,8 +183,7 @@ class Session:
             self.aim_at(first.request.target_blocks, first.request.scale if way(first.request) == "picture" else 1.0)
         (hidiffusion.enable_hidiffusion if first.request.hires else hidiffusion.disable_hidiffusion)(pipe)
         call = joined([call_arguments(order.request, order.pictures, pipe, self.machine) for order in orders])
-        size = result_size(first.request, first.pictures) or (self.side, self.side)
-        style = style_arguments([order.request for order in orders], pipe, size)
+        style = style_arguments([order.request for order in orders], pipe, result_size(first.request, first.pictures))
         return pipe(**call, **style, callback_on_step_end=on_step).images
 
     def _recipe(self, request: Request, pipe: Any, image: Image.Image) -> dict[str, Any]:
@@ -224,11 +223,6 @@ class Session:
         """The pipeline that was loaded; the others share its parts."""
         self.load([])
         return next(iter(self._pipes.values()))
-
-    @property
-    def side(self) -> int:
-        """Width and height in pixels that the model was made for."""
-        return int(self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor)
 
     def pipeline(self, request: Request) -> Any:
         """Return the pipeline for a request; the first is loaded, and the others share its parts."""
