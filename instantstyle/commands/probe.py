@@ -67,7 +67,7 @@ def check(options: argparse.Namespace, session: Session, looked_at: bool) -> Non
     if looked_at and options.save is not None:
         raise ValueError(
             "--save: presets are concluded from what judges count, and there are none here. Leave it out, look at "
-            "the picture, and name the blocks with --target-blocks."
+            "the picture, and give the blocks to `instantstyle generate --target-blocks`."
         )
     if options.save is not None and not session.adapter.weight_name.endswith(".safetensors"):
         raise ValueError(

@@ -18,9 +18,9 @@ from instantstyle.commands import cli
 from instantstyle.core import AdapterFile
 from instantstyle.inference import grid
 from instantstyle.inference.recipe import read_recipe
-from instantstyle.inference.request import Request
+from instantstyle.inference.request import Machine, Request
 from instantstyle.inference.session import Session
-from instantstyle.lab import ablation, findings, observers, presets, probe_report
+from instantstyle.lab import ablation, findings, observers, presets, probe, probe_report
 from instantstyle.lab.pairs import make_seed
 from instantstyle.lab.proposal import Proposal, propose
 
@@ -242,6 +242,15 @@ def test_examples_from_the_command_line(tmp_path, reference, capsys, monkeypatch
     made.clear()
     assert cli.main(words) == 0
     assert made == []
+
+
+def test_without_examples_and_judges_there_is_nothing_to_see(tmp_path):
+    (tmp_path / "model").mkdir()
+    for part in ("unet", "sdxl_models"):
+        (tmp_path / "model" / part).symlink_to(tiny.path() / part)
+    with pytest.raises(ValueError, match="`examples`: needed with `model` model, which has no judges"):
+        probe(Session(Machine(model=str(tmp_path / "model"))), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_decides_the_result_has_its_own_folder(tmp_path, reference, monkeypatch):
