@@ -32,19 +32,19 @@ def check_output(option: str, text: str, suffix: str, keeps: str) -> Path:
     return path
 
 
-def output_folder(text: str) -> Path:
-    """Check the folder of the report, which is made when there is something to put into it.
+def output_folder(option: str, text: str) -> Path:
+    """Check the folder that an option asks for, which is made when there is something to put into it.
 
     Raises:
         ValueError: It is a file, or it or the folder that it is to be in cannot be written.
     """
     folder = Path(text)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output: {text} is not a folder.")
+        raise ValueError(f"{option}: {text} is not a folder.")
     if not folder.exists() and not folder.parent.is_dir():
-        raise ValueError(f"--output: the folder {folder.parent} does not exist.")
+        raise ValueError(f"{option}: the folder {folder.parent} does not exist.")
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise ValueError(f"--output: {text} cannot be written.")
+        raise ValueError(f"{option}: {text} cannot be written.")
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapte
 import instantstyle
 from instantstyle import files
 from instantstyle.commands import cli
-from instantstyle.inference import models, session
+from instantstyle.inference.request import Machine, Request
+from instantstyle.inference.session import Session
 
 
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
@@ -160,15 +160,17 @@ def pair(
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def session():
+    """Open the embedded checkpoint on a CPU."""
+    return Session(Machine(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def pipe(session):
     """Load the embedded checkpoint with its adapter on all blocks."""
-    options = argparse.Namespace(
-        **cli.ONLY_TEXT_TO_IMAGE, device="cpu", dtype=None, offload="none", scale=1.0, content_encoder=None
-    )
-    model = models.find_model("tiny")
-    found = session.load(options, model, models.find_adapter(None, model))
-    found.set_progress_bar_config(disable=True)
-    return found
+    session.load([Request(prompt="", style="of any")])
+    session.aim_at((("all", 1.0),))
+    return session.pipe
 
 
 @pytest.fixture

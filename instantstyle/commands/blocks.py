@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from instantstyle.console import calm, table
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> None:
     with calm(bars=False):
         from instantstyle.core import AdapterFile
 
-        model = find_model(options.model)
+        model = find_model(options.machine.model)
         adapter = own_adapter(model)
         print(f"{model.label} ({model.family})\n")
         print(describe(model.unet, AdapterFile(adapter).presets if adapter else {}))
@@ -46,9 +46,14 @@ def describe(config: dict[str, Any], carried: Mapping[str, Any]) -> str:
     rows = [size_row(block, len(layers), sizes[block]) for block, layers in blocks.items()]
     rows.append(size_row("total", sum(map(len, blocks.values())), sum(sizes.values())))
     known: dict[str, Any] = {**presets(unet), **carried}
-    named = [[name, write_targets(resolve_target_blocks(name, list(blocks), known), blocks)] for name in known]
+    named = [[name, targets(resolve_target_blocks(name, list(blocks), known), blocks)] for name in known]
     heading = ["block", "layers", "adapter parameters", "MB in fp16"]
     return "\n".join([table([heading, *rows], right=(1, 2, 3)), "", table([["preset", "blocks"], *named])])
+
+
+def targets(scales: Mapping[str, Any], blocks: Collection[str]) -> str:
+    """Write blocks and their scales, in short where they are all."""
+    return "every block" if scales == dict.fromkeys(blocks, 1.0) else write_targets(scales.items())
 
 
 def adapter_size(unet: Any, layer: str) -> int:

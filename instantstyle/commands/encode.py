@@ -1,15 +1,16 @@
-"""`instantstyle encode`: from reference pictures to a style file."""
+"""`instantstyle encode`: a style file of reference pictures."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from instantstyle.commands.generate import tell_unknown_words
+from instantstyle.commands.options import typed
 from instantstyle.console import calm
 from instantstyle.files import check_output
-from instantstyle.inference import models, request, session
 from instantstyle.inference.inputs import open_picture
-from instantstyle.inference.models import warn_of_unknown_words
+from instantstyle.inference.request import Reference, Request
 
 
 def run(options: argparse.Namespace) -> None:
@@ -19,27 +20,20 @@ def run(options: argparse.Namespace) -> None:
         ValueError, OSError: A user's mistake.
     """
     path = check_output("--output", options.output, ".safetensors", "styles")
-    pictures = [open_picture("PICTURE", name).image for name in options.reference]
-    if options.weights is not None and len(options.weights) != len(pictures):
-        raise ValueError(f"--weights has {len(options.weights)} numbers for {len(pictures)} pictures; give one each.")
-    bars = sys.stderr.isatty() and not options.quiet
-    with calm(bars):
+    weights = options.weights or [1.0] * len(options.reference)
+    if len(weights) != len(options.reference):
+        raise ValueError(f"--weights has {len(weights)} numbers for {len(options.reference)} pictures; give one each.")
+    pictures = [open_picture("PICTURE", name) for name in options.reference]
+    style = [Reference(picture, weight) for picture, weight in zip(pictures, weights, strict=True)]
+    request = Request(**{**typed(options, Request), "prompt": "", "style": style})
+    with calm(sys.stderr.isatty() and not options.quiet):
         import torch
 
-        from instantstyle.styles.encoder import encode
+        from instantstyle.inference.session import Session
 
-        model = models.find_model(options.model)
-        adapter = models.find_adapter(options.adapter, model)
-        request.check_content_encoder(options, model, adapter)
-        pipe = session.load(options, model, adapter)
-        warn_of_unknown_words(model, [options.content or ""])
-        style = encode(
-            pipe,
-            pictures,
-            neg_content_prompt=options.content,
-            neg_content_scale=options.content_scale,
-            weights=options.weights,
-        )
+        session = Session(options.machine)
+        tell_unknown_words(session, [request])
+        made = session.encode(request)
     # For painting float16 is as good as float32, in half of the room.
-    style.to(getattr(torch, options.dtype or "float16")).save(path)
+    made.to(getattr(torch, options.machine.dtype or "float16")).save(path)
     print(path)

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
         from instantstyle.demo.server import serve
         from instantstyle.demo.studio import Studio
 
-        studio = Studio(options)
+        studio = Studio(options.machine)
     with serve(studio, options) as address:
         print(address, flush=True)
         wait()

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import tempfile
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -24,11 +23,12 @@ from instantstyle.demo.flow import follow
 from instantstyle.demo.library import Library
 from instantstyle.demo.reading import missing, needed, open_recipe, read, read_recipe, read_settings
 from instantstyle.demo.settings import STYLE_FILE, Settings
-from instantstyle.demo.studio import OURS, Painting, Step, Studio
+from instantstyle.demo.studio import OURS, Step, Studio
 from instantstyle.files import label_of
-from instantstyle.inference import recipe
-from instantstyle.inference.inputs import load_style, open_picture
-from instantstyle.inference.values import targets as read_targets
+from instantstyle.inference.inputs import open_picture, open_style
+from instantstyle.inference.request import Request, told
+from instantstyle.inference.session import Painting
+from instantstyle.inference.values import Targets, name_of
 from instantstyle.styles.describe import describe
 
 
@@ -59,14 +59,20 @@ def telling() -> Iterator[None]:
     """Tell a user's mistake in the browser, and to `gradio_client` as its error, in the words of the package."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ArgumentTypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise gr.Error(message(error), print_exception=False) from error
 
 
 def message(error: Exception) -> str:
     """Write an error for the browser: in one line, as text and not as HTML, without where uploads are kept."""
     uploads = rf"{re.escape(get_upload_folder())}/[0-9a-f]+/"
-    return html.escape(re.sub(uploads, "", one_line(error)), quote=False)
+    return html.escape(re.sub(uploads, "", one_line(ValueError(told(error, control)))), quote=False)
+
+
+def control(field: str) -> str:
+    """Write a field as the page calls it: by its title, or its name."""
+    known = Request.model_fields.get(field)
+    return (known and known.title) or field.replace("_", " ").capitalize()
 
 
 def bar(step: Step) -> str:
@@ -117,21 +123,21 @@ class Actions:
         with telling():
             settings = read_settings(values | {"seed": 0})
             style = self.studio.encode(settings)
-            path = self._scratch() / f"{Path(settings.references[0].picture.file).stem}.safetensors"
+            path = self._scratch() / f"{Path(name_of(settings.references[0].picture)).stem}.safetensors"
             style.save(path)
             return str(path)
 
     def describe(self, style: str | None) -> str:
         """Show what a style file is made of."""
         with telling():
-            return describe(load_style(style, STYLE_FILE)[0]) if style else ""
+            return describe(open_style(STYLE_FILE, style).style) if style else ""
 
     def save_style(self, style: str | None, name: str) -> Any:
         """Keep a style file in the library under a new name."""
         with telling():
             if not style:
                 raise ValueError(f"{STYLE_FILE}: there is none. Encode the reference, or give a file.")
-            self.library.save(name, load_style(style, STYLE_FILE)[0])
+            self.library.save(name, open_style(STYLE_FILE, style).style)
         return gr.Dropdown(choices=self.library.names(), value=name.strip())
 
     def load_style(self, name: str | None) -> str | None:
@@ -166,16 +172,17 @@ class Actions:
 
     def _loaded(self) -> dict[str, str | None]:
         """Name what is loaded as recipes do."""
-        studio = self.studio
-        named = {"controlnet": studio.controlnet_name, "content_encoder": studio.options.content_encoder}
+        session = self.studio.session
+        machine = session.machine
+        named = {"controlnet": machine.controlnet, "content_encoder": machine.content_encoder}
         labels = {name: label_of(text) if text else None for name, text in named.items()}
-        return {"model": studio.model.label, "adapter": studio.adapter.label, **labels}
+        return {"model": session.model.label, "adapter": session.adapter.label, **labels}
 
     def _where(self, target_blocks: str | None) -> list[Any]:
         """The preset, if it is one, and the scale of every block."""
         if target_blocks is None:
             return [gr.skip()] * (1 + len(self.studio.blocks))
-        scales = self.studio.scales(read("Target blocks", read_targets, target_blocks))
+        scales = self.studio.scales(read("Target blocks", Targets, target_blocks))
         return [target_blocks if target_blocks in self.studio.modes else None, *scales.values()]
 
     def pair(self, compared: Sequence[tuple[str, str]] | None, left: str, right: str) -> tuple[str, str] | None:
@@ -229,8 +236,8 @@ class Actions:
         """Write pictures with their recipes; return their paths."""
         folder, paths = self._scratch(), []
         for number, painting in enumerate(paintings):
-            paths.append(str(folder / f"instantstyle-{painting.recipe['picture']['seed']}-{number}.png"))
-            recipe.write(painting.image, paths[-1], painting.recipe)
+            paths.append(str(folder / f"instantstyle-{painting.recipe['seed']}-{number}.png"))
+            painting.save(paths[-1])
         return paths
 
     def _scratch(self) -> Path:

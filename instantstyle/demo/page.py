@@ -65,7 +65,7 @@ class Page:
         return blocks
 
     def _title(self) -> str:
-        parts = [self.studio.model.label, self.studio.adapter.label, str(self.studio.pipe.device)]
+        parts = [self.studio.session.model.label, self.studio.session.adapter.label, str(self.studio.pipe.device)]
         facts = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
         return (
             '<header id="title"><h1>InstantStyle</h1><p>A prompt’s content in the style of a reference picture, '
@@ -129,7 +129,7 @@ class Page:
         """
         examples = []
         for reference, prompt in zip(grid.draw_references(DRAWN), cycle(PROMPTS), strict=False):
-            path = self.folder / f"{reference.source['drawn']['shape']}.png"
+            path = self.folder / reference.file
             reference.image.save(path)
             examples.append([str(path), prompt, ""])
         return examples
@@ -205,7 +205,7 @@ class Page:
             self._slider("num_images", "Pictures", 1, minimum=1, maximum=8, step=1)
             self.controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
         self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed for every run")
-        offloaded = self.studio.options.offload != "none"
+        offloaded = self.studio.session.machine.offload != "none"
         self.controls["preview"] = gr.Checkbox(
             not offloaded,
             label="Show the pictures while they are made" + (", which cannot go with --offload" * offloaded),
@@ -255,7 +255,7 @@ class Page:
         )
 
     def _control(self) -> None:
-        if self.studio.controlnet_name is None:
+        if self.studio.session.machine.controlnet is None:
             gr.Markdown("Start the demo with `--controlnet` to use this.")
         self.controls["control_image"] = self._picture("Layout picture", height=200, elem_id="control-image")
         self.controls["edges"] = gr.Checkbox(True, label="Find its edges first (Canny)")

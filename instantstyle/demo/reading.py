@@ -5,9 +5,7 @@ The controls' names are the parameters of the demo's API, see `docs/demo.md`.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,10 +13,10 @@ from PIL import Image, ImageChops
 
 from instantstyle.demo.settings import AMOUNT, Reference, Settings
 from instantstyle.inference import recipe
-from instantstyle.inference import values as reading
-from instantstyle.inference.inputs import Picture, open_picture
-from instantstyle.inference.request import option
-from instantstyle.inference.values import write_targets
+from instantstyle.inference import values as kinds
+from instantstyle.inference.inputs import open_picture
+from instantstyle.inference.request import told
+from instantstyle.inference.values import Picture, as_given, write_targets
 
 
 REFERENCES = ("", "_2", "_3")  # what the names of a reference's controls end in
@@ -32,36 +30,36 @@ GIVE = "drop a PNG file that this demo or `instantstyle generate` made."
 Values = Mapping[str, Any]
 
 
-def read_settings(values: Values) -> Settings:
+def read_settings(said: Values) -> Settings:
     """Read what the controls say.
 
     Raises:
         ValueError, OSError: A number is missing, a text cannot be read, or a file is no picture.
     """
-    check_numbers(values)
-    image, mask = read_start(values["start"])
-    control = values["control_image"]
+    check_numbers(said)
+    image, mask = read_start(said["start"])
+    control = said["control_image"]
     return Settings(
-        prompt=values["prompt"] or "",
-        size=read("Size", reading.size, f"{values['width']:g}x{values['height']:g}"),
-        references=tuple(read_reference(values, end) for end in REFERENCES if values[f"reference{end}"]),
-        style=values["style"],
-        target_blocks=tuple(read("Target blocks", reading.targets, values["target_blocks"] or "")),
-        scale=values["scale"],
-        content=values["content"] or None,
-        content_scale=read(AMOUNT, reading.content_scale, str(values["content_scale"])),
-        negative=values["negative"] or None,
-        guidance=values["guidance"],
-        steps=int(values["steps"]),
-        num_images=int(values["num_images"]),
-        seed=read("Seed", reading.seed, str(values["seed"])),
+        prompt=said["prompt"] or "",
+        size=read("Size", kinds.Size, f"{said['width']:g}x{said['height']:g}"),
+        references=tuple(read_reference(said, end) for end in REFERENCES if said[f"reference{end}"]),
+        style=said["style"],
+        target_blocks=tuple(read("Target blocks", kinds.Targets, said["target_blocks"] or "")),
+        scale=said["scale"],
+        content=said["content"] or None,
+        content_scale=read(AMOUNT, kinds.ContentScale, str(said["content_scale"])),
+        negative=said["negative"] or None,
+        guidance=said["guidance"],
+        steps=int(said["steps"]),
+        num_images=int(said["num_images"]),
+        seed=read("Seed", kinds.Seed, str(said["seed"])),
         image=image,
         mask=mask,
-        strength=values["strength"] if image else None,
+        strength=said["strength"] if image else None,
         control_image=open_picture("Layout picture", control) if control else None,
-        edges=values["edges"],
-        controlnet_scale=values["controlnet_scale"] if control else None,
-        preview=values["preview"],
+        edges=said["edges"],
+        controlnet_scale=said["controlnet_scale"] if control else None,
+        preview=said["preview"],
     )
 
 
@@ -72,12 +70,12 @@ def check_numbers(values: Values) -> None:
             raise ValueError(f"{name}: expected a number, got none; leave it out for the usual one.")
 
 
-def read(name: str, reader: Callable[[str], Any], text: str) -> Any:
+def read(name: str, kind: Any, text: str) -> Any:
     """Read a text as the command line does. Raises ValueError with the control's name in front."""
     try:
-        return reader(text)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{name}: {error}.") from error
+        return kinds.read(kind, text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {told(error)}.") from error
 
 
 def read_reference(values: Values, end: str) -> Reference:
@@ -101,7 +99,7 @@ def read_start(edited: Mapping[str, Any] | None) -> tuple[Picture | None, Pictur
     image = edited["background"]
     painted = [stroke(layer.resize(image.size)) for layer in edited["layers"]]
     mask = reduce(ImageChops.lighter, painted, Image.new("L", image.size))
-    return as_given(image), as_given(mask) if mask.getbbox() else None
+    return as_given(image, "painted"), as_given(mask, "painted") if mask.getbbox() else None
 
 
 def stroke(layer: Image.Image) -> Image.Image:
@@ -111,15 +109,10 @@ def stroke(layer: Image.Image) -> Image.Image:
     return shade.point(lambda value: 255 * (value > 127))
 
 
-def as_given(image: Image.Image) -> Picture:
-    """Take a picture that was painted here, and has no file, as one that was given."""
-    return Picture(image, "painted", hashlib.sha256(image.tobytes()).hexdigest())
-
-
 def open_recipe(path: str) -> dict[str, Any]:
     """Read the recipe in a PNG file. Raises ValueError where there is none."""
     try:
-        return recipe.read(path)
+        return recipe.read_recipe(path)
     except (ValueError, OSError) as error:
         raise ValueError(f"Recipe: there is none in {path}; {GIVE}") from error
 
@@ -131,10 +124,10 @@ def read_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: It is not the recipe of one picture.
     """
     try:
-        picture, (width, height) = found["picture"], found["size"]
+        (width, height), seed = found["size"], found["seed"]
         values = {
-            "prompt": str(picture["prompt"]),
-            "seed": int(picture["seed"]),
+            "prompt": str(found["prompt"]),
+            "seed": int(seed),
             "randomise": False,
             "num_images": 1,
             "width": int(width),
@@ -147,7 +140,7 @@ def read_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
             "steps": int(found["steps"]),
         }
         if found["target_blocks"]:
-            values["target_blocks"] = write_targets(found["target_blocks"], ())
+            values["target_blocks"] = write_targets(found["target_blocks"].items())
         if found.get("control_image"):
             values["edges"] = bool(found.get("edges"))  # the command line takes the picture as it is
         known = {"strength": float, "controlnet_scale": float}
@@ -167,6 +160,11 @@ def needed(found: Mapping[str, Any]) -> list[str]:
     references = [file for one in found.get("references") or [] for file in (one, one.get("mask"))]
     files = [*references, *(found.get(name) for name in ("style", "image", "mask", "control_image"))]
     return [str(one["file"]) for one in files if isinstance(one, Mapping) and "file" in one]
+
+
+def option(name: str) -> str:
+    """Write a field as the option of `instantstyle generate` that it is."""
+    return "--" + name.replace("_", "-")
 
 
 def missing(found: Mapping[str, Any], loaded: Mapping[str, str | None]) -> list[str]:

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instantstyle.inference.inputs import Picture
+from instantstyle.inference.request import Reference, Request
+from instantstyle.inference.values import Picture
 
 
 Targets = tuple[tuple[str, float], ...]
 STYLE: Targets = (("style", 1.0),)
 EVERYTHING: Targets = (("all", 1.0),)
+# What a request has by the same name.
+PLAIN = (
+    *("prompt", "size", "scale", "negative", "guidance", "steps", "seed"),
+    *("image", "mask", "strength", "control_image", "controlnet_scale"),
+)
 STYLE_FILE, CONTENT, AMOUNT = "Style file", "Leave out", "Amount"  # controls that errors name
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A reference picture.
-
-    Attributes:
-        picture: The picture.
-        weight: How much it counts among several.
-        mask: Where in the result it acts (white), or None for everywhere.
-    """
-
-    picture: Picture
-    weight: float = 1.0
-    mask: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +66,13 @@ class Settings:
         return not self.style and any(reference.mask for reference in self.references)
 
     @property
-    def single(self) -> Picture | None:
-        """The reference, where it is a picture, the only one, and acts everywhere."""
-        alone = len(self.references) == 1 and not self.masked and not self.style
-        return self.references[0].picture if alone else None
+    def request(self) -> Request:
+        """What to paint. What steers the encoding is not for a style file."""
+        encoding: tuple[str, ...] = () if self.style else ("target_blocks", "content", "content_scale")
+        given = {name: getattr(self, name) for name in (*PLAIN, *encoding)}
+        given = {name: value for name, value in given.items() if value is not None}
+        edges = self.edges and self.control_image is not None
+        return Request(**given, style=self.style or self.references, edges=edges)
 
     def check(self) -> None:
         """Raise ValueError where something without which nothing can be painted is missing."""

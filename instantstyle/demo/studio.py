@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers.image_processor import IPAdapterMaskProcessor
-from diffusers.utils import load_image
-from PIL import Image, ImageOps
+from PIL import Image
 
 from instantstyle.core import adapter_state, attention_blocks, presets, resolve_target_blocks
-from instantstyle.demo.edges import find_edges
 from instantstyle.demo.preview import previews
-from instantstyle.demo.settings import CONTENT, EVERYTHING, STYLE_FILE, Reference, Settings
-from instantstyle.inference import calls, models, recipe, request, session
-from instantstyle.inference.inputs import Picture, load_style
-from instantstyle.inference.models import TINY
-from instantstyle.inference.request import variant_name
-from instantstyle.inference.session import sibling
-from instantstyle.inference.values import changed
-from instantstyle.styles.encoder import encode
+from instantstyle.demo.settings import CONTENT, EVERYTHING, Settings
+from instantstyle.inference.models import TINY, knows_world
+from instantstyle.inference.request import Machine, Request
+from instantstyle.inference.session import Painting, Session
 from instantstyle.styles.style import Style
 
 
@@ -54,41 +46,26 @@ class Step:
 Tell = Callable[[Step], None]
 
 
-@dataclass(frozen=True)
-class Painting:
-    """A picture and its recipe."""
-
-    image: Image.Image
-    recipe: dict[str, Any]
-
-
 class Studio:
-    """A model, its adapter and its ControlNet. Everything that is painted shares them; nothing is loaded again.
+    """A session that paints for one at a time. Everything that is painted shares its parts; nothing is loaded again.
 
     Attributes:
-        model, adapter, controlnet_name: What is loaded; without a ControlNet the last is None.
+        session: What paints; its model, adapter and ControlNet are loaded.
         blocks: The UNet's attention blocks, each with its layers.
         presets: What names besides theirs `target_blocks` may have.
 
     Args:
-        options: `model`, `adapter`, `content_encoder`, `controlnet`, `device`, `dtype` and `offload` of the command
-            line.
+        machine: What is loaded, and where; the embedded checkpoint brings its own ControlNet.
 
     Raises:
         ValueError, OSError: A model cannot be found or loaded.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.model = models.find_model(options.model)
-        self.adapter = models.find_adapter(options.adapter, self.model)
-        self.options = options
-        # On all blocks, so that another choice of them reads no file.
-        alone = {"image": None, "mask": None, "controlnet": None, "target_blocks": list(EVERYTHING), "scale": 1.0}
-        self.pipe = session.load(changed(options, **alone), self.model, self.adapter)
-        name = options.controlnet or (TINY if options.model == TINY else None)
-        self.controlnet_name, self.controlnet = name, self._load_controlnet(name) if name else None
-        self.pipe.set_progress_bar_config(disable=True)
-        self._pipelines = {type(self.pipe).__name__: self.pipe}
+    def __init__(self, machine: Machine) -> None:
+        own = machine.model == TINY and machine.controlnet is None
+        self.session = Session(machine.but(controlnet=TINY) if own else machine)
+        self.session.load([Request(prompt="", style="of any")])
+        self._check_controlnet()
         self._lock = threading.Lock()
         # Read now: while something is painted, the UNet may look otherwise.
         unet = self.pipe.unet
@@ -96,22 +73,28 @@ class Studio:
         state: Any = adapter_state(unet)
         self.presets = presets(unet) | state.files[0].presets
 
-    def _load_controlnet(self, name: str) -> Any:
-        controlnet = session.load_controlnet(name, self.pipe.dtype)
-        width, own = controlnet.config.cross_attention_dim, self.pipe.unet.config.cross_attention_dim
+    @property
+    def pipe(self) -> Any:
+        """The pipeline whose parts are shared."""
+        return self.session.pipe
+
+    def _check_controlnet(self) -> None:
+        name = self.session.machine.controlnet
+        if name is None:
+            return
+        width, own = (part.config.cross_attention_dim for part in (self.pipe.controlnet, self.pipe.unet))
         if width != own:
             raise ValueError(
-                f"--controlnet: {name} takes text embeddings of width {width}, but --model "
-                f"{self.model.label} has them of width {own}; name a ControlNet for that family."
+                f"`controlnet`: {name} takes text embeddings of width {width}, but `model` "
+                f"{self.session.model.label} has them of width {own}; name a ControlNet for that family."
             )
-        return controlnet
 
     # What there is to choose from
 
     @property
     def knows_world(self) -> bool:
         """Whether the model knows the drawn world alone."""
-        return models.knows_world(self.model)
+        return knows_world(self.session.model)
 
     @property
     def side(self) -> int:
@@ -135,8 +118,7 @@ class Studio:
 
     def remarks(self, settings: Settings) -> list[str]:
         """What a user should know about these settings, though they are no mistake."""
-        texts = [settings.prompt, settings.negative or "", settings.content or ""]
-        remarks = [models.unknown_words(self.model, texts)]
+        remarks = [self.session.unknown_words([settings.request])]
         if settings.style and settings.content:
             remarks.append(f"{CONTENT}: nothing is removed from a style file; that is done when it is encoded.")
         return [remark for remark in remarks if remark]
@@ -157,21 +139,12 @@ class Studio:
             ValueError, TypeError, OSError: A user's mistake. Nothing was painted then.
         """
         settings.check()
-        self._check_control(settings)
-        options = self._options(settings)
-        style, kept = load_style(settings.style, STYLE_FILE) if settings.style else (None, None)
-        request.check_family(options, style, self.model, STYLE_FILE)
-        if style is None:
-            request.check_content_encoder(options, self.model, self.adapter, CONTENT)
+        request = settings.request
+        requests = [request.but(seed=settings.seed + index) for index in range(settings.num_images)]
         with self._lock:
             if stop is not None and stop.is_set():
                 return []
-            pipe = self._pipeline(options)
-            arguments = self._arguments(settings, options, pipe, style)
-            images = pipe(**arguments, callback_on_step_end=follower(settings.preview, tell, stop)).images
-            adapter = None if style else self.adapter
-            common = recipe.describe(options, pictures(settings), pipe, self.model, adapter, kept, arguments)
-        return [Painting(image, common | own(settings, index, image)) for index, image in enumerate(images)]
+            return self.session.paint(requests, follower(settings.preview, tell, stop))
 
     def compare(
         self, settings: Settings, tell: Tell = lambda _: None, stop: threading.Event | None = None
@@ -207,56 +180,8 @@ class Studio:
         if settings.style or settings.masked:
             came = "a style file, which is encoded already" if settings.style else "a reference with a mask"
             raise ValueError(f"Reference: a style is made of pictures alone, but there is {came}. Take it away.")
-        request.check_content_encoder(self._options(settings), self.model, self.adapter, CONTENT)
         with self._lock:
-            return self._encode(settings, settings.references).to(torch.float16)
-
-    # How
-
-    def _options(self, settings: Settings) -> argparse.Namespace:
-        """The settings in the form that `generate` has them."""
-        chosen = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        chosen |= {"prompt": [settings.prompt], "controlnet": self.controlnet_name if settings.control_image else None}
-        return changed(self.options, **chosen)
-
-    def _check_control(self, settings: Settings) -> None:
-        if settings.control_image and self.controlnet is None:
-            raise ValueError("Layout picture: there is no ControlNet. Start the demo with --controlnet.")
-
-    def _pipeline(self, options: argparse.Namespace) -> Any:
-        """The pipeline for the pictures that were given, of the same parts as all others."""
-        name = variant_name(options, self.model.family)
-        if name not in self._pipelines:
-            parts = {"controlnet": self.controlnet} if options.controlnet else {}
-            self._pipelines[name] = session.place(sibling(self.pipe, name, **parts), self.options)
-        return self._pipelines[name]
-
-    def _arguments(self, settings: Settings, options: argparse.Namespace, pipe: Any, style: Any) -> dict[str, Any]:
-        """The arguments of the pipeline's call."""
-        given = fitted(settings)
-        if settings.single:
-            blocks = {name: weight * settings.scale for name, weight in settings.target_blocks}
-            return calls.call_arguments(options, pipe, given, None) | {"target_blocks": blocks}
-        # What a style is without was removed when it was encoded.
-        encoded = style or self._styles(settings)
-        arguments = calls.call_arguments(changed(options, content=None), pipe, given, encoded)
-        return arguments | (masking(settings) if settings.masked else {})
-
-    def _styles(self, settings: Settings) -> Style | tuple[Style, ...]:
-        """The mean of the references; where one has a mask, a style of each."""
-        if not settings.masked:
-            return self._encode(settings, settings.references)
-        return tuple(self._encode(settings, [replace(one, weight=1.0)]) for one in settings.references)
-
-    def _encode(self, settings: Settings, references: Sequence[Reference]) -> Style:
-        return encode(
-            self.pipe,
-            [reference.picture.image for reference in references],
-            neg_content_prompt=settings.content,
-            neg_content_scale=settings.content_scale,
-            target_blocks=dict(settings.target_blocks),
-            weights=[reference.weight for reference in references],
-        )
+            return self.session.encode(settings.request).to(torch.float16)
 
 
 def tell_part(tell: Tell, number: int, count: int, step: Step) -> None:
@@ -276,57 +201,3 @@ def follower(preview: bool, tell: Tell, stop: threading.Event | None) -> Callabl
         return tensors
 
     return follow
-
-
-def pictures(settings: Settings) -> dict[str, Picture]:
-    """The pictures by the names that recipes give them; of several references, `own` tells."""
-    named = {"style": settings.single, "image": settings.image, "mask": settings.mask}
-    return {name: one for name, one in (named | {"control_image": settings.control_image}).items() if one}
-
-
-def fitted(settings: Settings) -> dict[str, Image.Image]:
-    """The pictures as the pipeline takes them: all but the reference upright and cropped to the result's size."""
-    given = {name: one.image for name, one in pictures(settings).items()}
-    given |= {name: cropped(image, settings.size) for name, image in given.items() if name != "style"}
-    if settings.edges and "control_image" in given:
-        given["control_image"] = find_edges(given["control_image"])
-    return given
-
-
-def cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bring a picture to a size, upright; what does not fit is cut off on both sides alike."""
-    return ImageOps.fit(load_image(image), size, Image.Resampling.LANCZOS)
-
-
-def masking(settings: Settings) -> dict[str, Any]:
-    """The arguments that keep each reference, as a style of its own, in its place."""
-    width, height = settings.size
-    everywhere = Image.new("L", settings.size, "white")
-    processor = IPAdapterMaskProcessor()
-    masks = [cropped(one.mask.image, settings.size) if one.mask else everywhere for one in settings.references]
-    return {
-        "style_scale": tuple(settings.scale * one.weight for one in settings.references),
-        "cross_attention_kwargs": {
-            "ip_adapter_masks": [processor.preprocess(mask, height=height, width=width) for mask in masks]
-        },
-    }
-
-
-def own(settings: Settings, index: int, image: Image.Image) -> dict[str, Any]:
-    """What the recipe of one picture says beside what all of the run share."""
-    recipe: dict[str, Any] = {
-        "size": list(image.size),
-        "picture": {"index": index, "prompt": settings.prompt, "seed": settings.seed + index},
-    }
-    if settings.control_image:
-        recipe["edges"] = settings.edges
-    if not settings.single and not settings.style:
-        recipe["references"] = [
-            {
-                **one.picture.written,
-                "weight": one.weight,
-                "mask": one.mask.written if one.mask else None,
-            }
-            for one in settings.references
-        ]
-    return recipe

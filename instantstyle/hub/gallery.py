@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from instantstyle import tiny
 from instantstyle.inference import grid, recipe
-from instantstyle.inference.grid import METHODS, Cell, Sampling
+from instantstyle.inference.grid import METHODS, drawn
 from instantstyle.inference.models import TINY
-from instantstyle.inference.session import load_pipeline
-from instantstyle.styles.encoder import encode
+from instantstyle.inference.request import Machine, Request
+from instantstyle.inference.session import Session
+from instantstyle.inference.values import Picture
 from instantstyle.tiny import world
 from instantstyle.tiny.world import reference_pictures
 from instantstyle.version import versions
@@ -30,7 +30,7 @@ REFERENCES = {
 LAYOUT = {"x": 30.0, "y": 34.0, "size": 22.0, "angle": 0.15, "line": 2.2}
 REFERENCE_PIXELS = 512
 PROMPTS = ("a heart", "a moon")
-SAMPLING = Sampling(seed=0, steps=16, guidance=3.5)  # as docs/evaluation.md samples
+BASE = Request(prompt="", seed=0, steps=16, guidance=3.5)  # as docs/evaluation.md samples
 ENLARGED = 4  # times: a browser would blur pictures of 64 pixels
 
 
@@ -60,32 +60,33 @@ def write_gallery(folder: Path, bars: bool) -> list[dict[str, Any]]:
     images, styles = folder / "images", folder / "styles"
     images.mkdir()
     styles.mkdir()
-    pipe = load_pipeline(str(tiny.path()))
-    references = {name: draw_reference(words) for name, words in REFERENCES.items()}
+    session = Session(Machine(device="cpu", dtype="float32"))
+    references = {name: drawn(draw_reference(words), words) for name, words in REFERENCES.items()}
     for name, picture in references.items():
-        picture.save(images / f"{name}.png", optimize=True)
-        style = encode(pipe, picture, target_blocks="style")
+        picture.image.save(images / f"{name}.png", optimize=True)
+        style = session.encode(Request(prompt="", style=picture))
         style.to(torch.float16).save(styles / f"{name}.safetensors")
-    return paint_gallery(pipe, references, images, bars)
+    return paint_gallery(session, references, images, bars)
 
 
-def paint_gallery(pipe: Any, references: Mapping[str, Image.Image], images: Path, bars: bool) -> list[dict[str, Any]]:
+def paint_gallery(
+    session: Session, references: Mapping[str, Picture], images: Path, bars: bool
+) -> list[dict[str, Any]]:
     """Paint every prompt in every style; `grid.png` compares them with what else there is."""
     methods = {name: grid.read_method(name) for name in METHODS}
     pairs = [(name, prompt) for name in references for prompt in PROMPTS]
-    cells = [
-        [Cell(prompt, references[name] if targets else None, targets) for targets in methods.values()]
-        for name, prompt in pairs
-    ]
-    rows = grid.paint(pipe, cells, SAMPLING, bars)
-    written = {"versions": versions(), "model": TINY, "references": REFERENCES, "methods": methods, **asdict(SAMPLING)}
-    fitting = [grid.fit(picture, rows[0][0].size) for picture in references.values()]
-    sheet = grid.tall(fitting, PROMPTS, list(methods), rows)
-    recipe.write(sheet.draw(), images / "grid.png", {**written, "prompts": PROMPTS})
+    pictures, each = list(references.values()), list(methods.values())
+    cells = grid.requests(BASE, pictures, [None] * len(pictures), PROMPTS, each)
+    with tqdm(desc="pictures", disable=not bars) as bar:
+        rows = grid.paint(session, cells, bar.update)
+    painted = [[one.image for one in row] for row in rows]
+    fitting = [grid.beside(picture.image, painted[0][0].size) for picture in pictures]
+    written = {"versions": versions(), "model": TINY, "references": REFERENCES, "prompts": PROMPTS, "methods": methods}
+    recipe.write_recipe(grid.tall(fitting, PROMPTS, list(methods), painted).draw(), images / "grid.png", written)
     widget = []
     for (name, prompt), row in zip(pairs, rows, strict=True):
         path = images / f"{prompt.split()[-1]}-{name}.png"
-        recipe.write(enlarge(row[-1]), path, {**written, "prompt": prompt, "reference": name})
+        recipe.write_recipe(enlarge(row[-1].image), path, row[-1].recipe)
         widget.append({"text": prompt, "output": {"url": f"{images.name}/{path.name}"}})
     return widget
 

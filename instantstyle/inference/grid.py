@@ -1,20 +1,20 @@
-"""Grids: pictures of references x prompts x methods, and their layout on a sheet."""
+"""Grids: references x prompts x methods as requests, painted once where they are equal, and laid out with labels."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
-from instantstyle.inference import models, values
-from instantstyle.inference.inputs import open_picture
-from instantstyle.inference.models import Model
+from instantstyle.inference.inputs import upright
+from instantstyle.inference.models import Model, knows_world
+from instantstyle.inference.request import STYLE, Request
+from instantstyle.inference.session import Painting, Session
 from instantstyle.inference.sheet import Sheet
+from instantstyle.inference.values import Picture, Targets, read
 
 
 METHODS = ("no reference", "plain IP-Adapter", "InstantStyle")
@@ -22,80 +22,43 @@ PROMPTS = ("a heart", "a star")
 DRAWN = 3
 DRAWN_SEED = 7
 
-Targets = dict[str, float] | None
+Method = Targets | None
 """Target blocks and their scales; None where no reference is given."""
 
-WORDS: dict[str, Targets] = {
+WORDS: dict[str, Method] = {
     **dict.fromkeys(("no reference", "none")),
-    **dict.fromkeys(("plain IP-Adapter", "plain"), {"all": 1.0}),
-    "InstantStyle": {"style": 1.0},
+    **dict.fromkeys(("plain IP-Adapter", "plain"), (("all", 1.0),)),
+    "InstantStyle": STYLE,
 }
 """What a method may be called besides presets and attention blocks."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A reference picture, and what the recipe keeps of it."""
+class Drawn(Picture):
+    """A reference that was drawn.
 
-    image: Image.Image
-    source: dict[str, Any]
+    Attributes:
+        words: What it shows, by attribute of the drawn world.
+    """
 
+    words: Mapping[str, str] = field(compare=False)
 
-@dataclass(frozen=True)
-class Cell:
-    """What one picture of a grid is made from."""
-
-    prompt: str
-    reference: Image.Image | None
-    targets: Targets
-    content: str | None = None
+    @property
+    def written(self) -> dict[str, Any]:
+        """What a recipe keeps."""
+        return {"drawn": dict(self.words), "sha256": self.sha256}
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """What is the same for every picture of a grid."""
-
-    seed: int
-    steps: int
-    guidance: float
-    content_scale: float | str = 1.0
-
-
-def open_reference(path: str) -> Reference:
-    """Read a reference picture from a file."""
-    picture = open_picture("--reference", path)
-    return Reference(picture.image, {"file": picture.file, "sha256": picture.sha256})
-
-
-def read_method(text: str) -> Targets:
-    """Read a method: a word of `WORDS`, or presets and attention blocks as `--target-blocks` takes them.
+def read_method(text: str) -> Method:
+    """Read a method: a word of `WORDS`, or presets and attention blocks as `target_blocks` takes them.
 
     Raises:
         ValueError: A part of it is empty, or a scale is not a number.
     """
-    try:
-        return WORDS[text] if text in WORDS else dict(values.targets(text))
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"--method: {error}.") from error
+    return WORDS[text] if text in WORDS else read(Targets, text)
 
 
-def choose(
-    given: Sequence[Reference], prompts: Sequence[str] | None, model: Model
-) -> tuple[list[Reference], list[str]]:
-    """Return the references and prompts to use; the world of the embedded checkpoint has its own.
-
-    Raises:
-        ValueError: Some are missing, and the model does not know that world.
-    """
-    missing = [name for name, value in (("--reference", given), ("--prompt", prompts)) if not value]
-    if missing and not models.knows_world(model):
-        raise ValueError(
-            f"{' and '.join(missing)}: needed with --model {model.label}; only the embedded one has its own."
-        )
-    return list(given) or draw_references(), list(prompts or PROMPTS)
-
-
-def draw_references(pixels: int | None = None) -> list[Reference]:
+def draw_references(pixels: int | None = None) -> list[Drawn]:
     """Draw references that share no shape, palette, background or texture, nor show what `PROMPTS` ask for.
 
     Args:
@@ -104,7 +67,6 @@ def draw_references(pixels: int | None = None) -> list[Reference]:
     import torch
 
     from instantstyle.tiny import world
-    from instantstyle.tiny.world import reference_pictures
 
     scenes = world.sample(200, torch.Generator().manual_seed(DRAWN_SEED))
     taken = {word for prompt in PROMPTS for word in prompt.split()} | {"plain"}
@@ -114,67 +76,80 @@ def draw_references(pixels: int | None = None) -> list[Reference]:
         if len(chosen) < DRAWN and not words & taken:
             chosen.append(row)
             taken |= words
-    return [
-        Reference(picture, {"drawn": scenes.words(row), "sha256": hashlib.sha256(picture.tobytes()).hexdigest()})
-        for row, picture in zip(chosen, reference_pictures(scenes[chosen], pixels or world.PIXELS), strict=True)
-    ]
+    pictures = world.reference_pictures(scenes[chosen], pixels or world.PIXELS)
+    return [drawn(picture, scenes.words(row)) for row, picture in zip(chosen, pictures, strict=True)]
 
 
-def spread(content: Sequence[str] | None, count: int) -> list[str | None]:
-    """Return the content of each reference.
-
-    Raises:
-        ValueError: There is neither one for all nor one for each.
-    """
-    if content is None:
-        return [None] * count
-    if len(content) not in (1, count):
-        raise ValueError(
-            f"--content: expected one text, or one for each of the {count} references, got {len(content)}."
-        )
-    return [*content] * (count if len(content) == 1 else 1)
+def drawn(picture: Image.Image, words: Mapping[str, str]) -> Drawn:
+    """Take a picture that was drawn as one that was given."""
+    return Drawn(f"{words['shape']}.png", hashlib.sha256(picture.tobytes()).hexdigest(), picture, words)
 
 
-def paint(pipe: Any, cells: Sequence[Sequence[Cell]], sampling: Sampling, bars: bool) -> list[list[Image.Image]]:
-    """Make the pictures of a grid, one after another, equal cells once.
+def choose(
+    given: Sequence[Picture], prompts: Sequence[str] | None, model: Model, who: tuple[str, str]
+) -> tuple[Sequence[Picture], list[str]]:
+    """Return the references and prompts to use; the world of the embedded checkpoint has its own.
 
     Args:
-        pipe: A pipeline with an adapter on all blocks, at the scale to use.
-        cells: Rows of cells.
-        sampling: What is the same for all.
-        bars: Whether to show progress.
+        given: References, if there are any.
+        prompts: Prompts, if there are any.
+        model: What paints.
+        who: What names references and prompts, for errors.
+
+    Raises:
+        ValueError: Some are missing, and the model does not know that world.
     """
-    made: dict[tuple[Any, ...], Image.Image] = {}
-    keys = [[cell_key(cell) for cell in row] for row in cells]
-    distinct = {
-        key: cell for names, row in zip(keys, cells, strict=True) for key, cell in zip(names, row, strict=True)
-    }
-    for key, cell in tqdm(distinct.items(), desc="pictures", disable=not bars):
-        made[key] = paint_cell(pipe, cell, sampling)
-    return [[made[key] for key in row] for row in keys]
+    missing = [name for name, value in zip(who, (given, prompts), strict=True) if not value]
+    if missing and not knows_world(model):
+        raise ValueError(
+            f"{' and '.join(missing)}: needed with `model` {model.label}; only the embedded one has its own."
+        )
+    return given or draw_references(), list(prompts or PROMPTS)
 
 
-def cell_key(cell: Cell) -> tuple[Any, ...]:
-    """Return what tells cells apart: values, and the reference by identity."""
-    targets = None if cell.targets is None else tuple(cell.targets.items())
-    return cell.prompt, id(cell.reference), targets, cell.content
+def requests(
+    base: Request,
+    references: Sequence[Picture],
+    contents: Sequence[str | None],
+    prompts: Sequence[str],
+    methods: Sequence[Method],
+) -> list[list[Request]]:
+    """Say the cells of a grid: for each reference a row for each prompt; the columns are the methods.
+
+    Args:
+        base: What is the same for every cell, the seed above all.
+        references: Whose style is taken.
+        contents: What each of them shows, to be removed.
+        prompts: What to show.
+        methods: Which blocks see the reference, if any.
+    """
+    # Without a reference nothing is removed from it, and cells that are equal are painted once.
+    bare = {name: value for name, value in base.given.items() if name not in ("style", "content", "target_blocks")}
+
+    def cell(reference: Picture, content: str | None, prompt: str, method: Method) -> Request:
+        seen = {"style": reference, "content": content, "target_blocks": method} if method else {}
+        return Request(**{**bare, **seen, "prompt": prompt})
+
+    pairs = [(*pair, prompt) for pair in zip(references, contents, strict=True) for prompt in prompts]
+    return [[cell(*pair, method) for method in methods] for pair in pairs]
 
 
-def paint_cell(pipe: Any, cell: Cell, sampling: Sampling) -> Image.Image:
-    """Make one picture. The seed is the same for every cell, so that nothing else but the cell differs."""
-    import torch
+def paint(
+    session: Session, rows: Sequence[Sequence[Request]], progress: Callable[[int], object] = lambda _: None
+) -> list[list[Painting]]:
+    """Paint the cells of a grid, one after another, equal ones once.
 
-    arguments: dict[str, Any] = {
-        "num_inference_steps": sampling.steps,
-        "guidance_scale": sampling.guidance,
-        # On the CPU, so that a seed means the same noise on every device.
-        "generator": torch.Generator("cpu").manual_seed(sampling.seed),
-    }
-    if cell.reference is not None:
-        arguments |= {"ip_adapter_image": cell.reference, "target_blocks": cell.targets}
-    if cell.reference is not None and cell.content is not None:
-        arguments |= {"neg_content_prompt": cell.content, "neg_content_scale": sampling.content_scale}
-    return pipe(cell.prompt, **arguments).images[0]
+    Args:
+        session: What paints.
+        rows: The cells.
+        progress: Is told of every picture.
+    """
+    painted: dict[Request, Painting] = {}
+    # Those that are seen by the same blocks one after the other, as blocks come with their weights.
+    for request in sorted({cell for row in rows for cell in row}, key=lambda cell: cell.target_blocks):
+        (painted[request],) = session.paint([request])
+        progress(1)
+    return [[painted[cell] for cell in row] for row in rows]
 
 
 def tall(
@@ -211,14 +186,7 @@ def wide(
     return Sheet(rows, columns=["reference", *columns], rows=[""] * len(references))
 
 
-def fit(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
+def beside(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Bring a reference to the size of the pictures beside it, upright and whole."""
     turned = upright(reference)
     return turned if turned.size == size else ImageOps.contain(turned, size, Image.Resampling.LANCZOS)
-
-
-def upright(reference: Image.Image) -> Image.Image:
-    """Turn and convert a reference as the pipeline does."""
-    from diffusers.utils import load_image
-
-    return load_image(reference)

@@ -1,123 +1,188 @@
-"""Pictures and style files that are given, opened, and the names of files to write."""
+"""Pictures and style files: opened, and brought to the size of the result."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from instantstyle.files import check_output
-from instantstyle.inference.request import is_style_file
-from instantstyle.inference.values import PIXELS
+from instantstyle.inference.edges import find_edges
+from instantstyle.inference.request import Request
+from instantstyle.inference.values import PIXELS, Named, Picture, Source, is_style_file
+from instantstyle.styles.style import Style
 
 
-PICTURES = ("style", "image", "mask", "control_image")
+REMEMBERED = 64  # pictures and style files
+STARTS = ("image", "mask", "control_image")  # what is brought to the size of the result
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that was given, with what the recipe keeps of it."""
+class StyleFile(Named):
+    """A style file at hand."""
 
-    image: Image.Image
-    file: str
-    sha256: str
+    style: Style = field(compare=False, repr=False)
 
     @property
-    def written(self) -> dict[str, str]:
-        """What the recipe keeps."""
-        return {"file": self.file, "sha256": self.sha256}
+    def written(self) -> dict[str, Any]:
+        """What a recipe keeps: also what the style was made of."""
+        return {**super().written, "recipe": asdict(self.style.recipe)}
 
 
-def picture_paths(options: argparse.Namespace) -> dict[str, str]:
-    """Name the picture files that the options give; a style file is none."""
-    names = [name for name in PICTURES if name != "style" or not is_style_file(options)]
-    return {name: getattr(options, name) for name in names if getattr(options, name)}
+class Reader:
+    """Opens what requests name. They share files, so the last ones are remembered, and the names of all."""
+
+    def __init__(self) -> None:
+        self._picture = lru_cache(REMEMBERED)(open_picture)
+        self._style = lru_cache(REMEMBERED)(open_style)
+        self._named = cache(name_file)
+
+    def opened(self, request: Request) -> Request:
+        """Return the request with its files at hand.
+
+        Raises:
+            ValueError, OSError: One is missing, damaged or of the wrong size. The message names the field.
+        """
+        return with_files(request, self._open)
+
+    def named(self, request: Request) -> Request:
+        """Return the request with its files as recipes keep them; none is opened as a picture."""
+        return with_files(request, lambda name, one: self._named(f"`{name}`", one) if isinstance(one, str) else one)
+
+    def _open(self, name: str, source: Source) -> Source:
+        if not isinstance(source, str):
+            return source
+        return (self._style if is_style_file(source) else self._picture)(f"`{name}`", source)
 
 
-def load_style(path: str, name: str = "--style") -> tuple[Any, dict[str, Any]]:
-    """Read a style file: the style, and what the recipe keeps of it. Errors say the name of what gave it."""
-    from instantstyle.styles.style import Style
-
-    if not Path(path).is_file():
-        raise OSError(f"{name}: {path}: there is no such file.")
-    try:
-        style = Style.load(path)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    return style, {**describe_file(name, path), "recipe": asdict(style.recipe)}
+def with_files(request: Request, change: Callable[[str, Source], Source]) -> Request:
+    """Return a request with other files. `change` gets the field and what is there."""
+    starts = {name: change(name, source) for name in STARTS if (source := getattr(request, name)) is not None}
+    style = tuple(
+        replace(one, picture=change("style", one.picture), mask=one.mask and change("style", one.mask))
+        for one in request.style
+    )
+    return request.but(**starts, **({"style": style} if style else {}))
 
 
-def open_picture(name: str, path: str) -> Picture:
+def open_picture(who: str, path: str) -> Picture:
     """Read a picture whole, so that a broken file is found now.
 
     Args:
-        name: The option that gave it, for errors.
+        who: What names it, for errors: a field between backticks, an option, a control.
         path: The file.
 
     Raises:
         ValueError: It is not a picture, or is damaged.
         OSError: It cannot be read.
     """
-    described = describe_file(name, path)
+    named = name_file(who, path)
     try:
         image = Image.open(path)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: {path} is not a picture that can be read ({type(error).__name__}).") from error
-    return Picture(image, **described)
+        raise ValueError(f"{who}: {path} is not a picture that can be read ({type(error).__name__}).") from error
+    return Picture(named.file, named.sha256, image)
 
 
-def describe_file(name: str, path: str) -> dict[str, str]:
-    """Say what the recipe keeps of a file: its name and its fingerprint.
+def open_style(who: str, path: str) -> StyleFile:
+    """Read a style file. Arguments and errors are those of `open_picture`."""
+    if not Path(path).is_file():
+        raise OSError(f"{who}: {path}: there is no such file.")
+    named = name_file(who, path)
+    try:
+        return StyleFile(named.file, named.sha256, Style.load(path))
+    except ValueError as error:
+        raise ValueError(f"{who}: {error}") from error
 
-    Args:
-        name: The option that gave it, for errors.
-        path: The file.
 
-    Raises:
-        OSError: It cannot be read.
-    """
+def name_file(who: str, path: str) -> Named:
+    """Name a file as recipes do, by its name and SHA-256. Arguments and errors are those of `open_picture`."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise OSError(f"{name}: {path}: {error.strerror}.") from error
-    return {"file": Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
+        raise OSError(f"{who}: {path}: {error.strerror}.") from error
+    return Named(Path(path).name, hashlib.sha256(content).hexdigest())
 
 
-def fit(pictures: dict[str, Picture], size: tuple[int, int] | None) -> dict[str, Image.Image]:
-    """Turn and convert the pictures as the host does, and bring those to start from to the size of the result.
-
-    The reference stays as it is: the pipeline turns it and knows its mode.
-    """
-    from diffusers.utils import load_image
-
-    images = {
-        name: picture.image if name == "style" else load_image(picture.image) for name, picture in pictures.items()
-    }
-    if "image" in images:
-        if "mask" in images and images["mask"].size != images["image"].size:
-            raise ValueError(
-                "--mask is {}x{} pixels, but --image is {}x{}; give both the same size.".format(
-                    *images["mask"].size, *images["image"].size
-                )
-            )
-        width, height = size or (side // PIXELS * PIXELS for side in images["image"].size)
-        if not width or not height:
-            raise ValueError(f"--image is smaller than {PIXELS} pixels; give a larger --size.")
-        for name in images.keys() - {"style"}:
-            images[name] = images[name].resize((width, height), Image.Resampling.LANCZOS)
-    return images
-
-
-def output_paths(output: str, number: int) -> list[Path]:
-    """Name the files to write: FILE.png, or FILE-0.png, FILE-1.png, ... for several pictures.
+def find_files(request: Request, folders: Iterable[Path]) -> Request:
+    """Return a request out of a recipe with its files found, by their names and contents, in some folders.
 
     Raises:
-        ValueError: The name does not end in .png, or its folder is missing or cannot be written.
+        ValueError: One is in none of them.
     """
-    path = check_output("--output", output, ".png", "the recipe")
-    return [path] if number == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(number)]
+    places = list(folders)
+
+    def find(name: str, source: Source) -> Source:
+        if type(source) is not Named:
+            return source
+        for path in (place / source.file for place in places):
+            if path.is_file() and name_file(f"`{name}`", str(path)) == source:
+                return str(path)
+        raise ValueError(
+            f"`{name}`: the recipe names {source.file} with the SHA-256 {source.sha256[:12]}..., which is not in "
+            f"{' or '.join(map(str, places))}; say where it is with `{name}`."
+        )
+
+    return with_files(request, find)
+
+
+# Sizes
+
+
+def fitted(request: Request) -> dict[str, Image.Image]:
+    """Return what is started from and steered by, as the pipeline takes it, by field.
+
+    All are upright. The result has the size that was asked for, or else that of `image`, in multiples of 8 pixels.
+
+    Args:
+        request: A request with its files at hand.
+
+    Raises:
+        ValueError: `mask` and `image` are of different sizes, or `image` is too small.
+    """
+    images = {name: upright(picture.image) for name in STARTS if (picture := getattr(request, name)) is not None}
+    size = request.size
+    if "image" in images:
+        _check_mask(images)
+        size = size or _own_size(images["image"])
+    if size is not None:
+        images = {name: cropped(image, size) for name, image in images.items()}
+    return images | ({"control_image": find_edges(images["control_image"])} if request.edges else {})
+
+
+def _check_mask(images: dict[str, Image.Image]) -> None:
+    image, mask = images["image"].size, images.get("mask", images["image"]).size
+    if mask != image:
+        raise ValueError(
+            "`mask` is {}x{} pixels, but `image` is {}x{}; give both the same size.".format(*mask, *image)
+        )
+
+
+def _own_size(image: Image.Image) -> tuple[int, int]:
+    width, height = (side // PIXELS * PIXELS for side in image.size)
+    if not width or not height:
+        raise ValueError(f"`image` is smaller than {PIXELS} pixels; give a larger `size`.")
+    return width, height
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn and convert a picture as the pipelines do."""
+    from diffusers.utils import load_image
+
+    return load_image(image)
+
+
+def cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bring a picture to a size; what does not fit is cut off on both sides alike."""
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def enlarged(images: dict[str, Image.Image], factor: float) -> dict[str, Image.Image]:
+    """Enlarge the picture that is started from, and bring the others to its size."""
+    width, height = (round(side * factor / PIXELS) * PIXELS for side in images["image"].size)
+    return {name: image.resize((width, height), Image.Resampling.LANCZOS) for name, image in images.items()}

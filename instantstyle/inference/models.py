@@ -1,9 +1,8 @@
-"""Models and adapters: where they are, and what is known about them before any weights are loaded."""
+"""Models and adapters: where they are, and what is known of them before any weights are loaded."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +63,17 @@ class Adapter:
         return "models/image_encoder" if self.subfolder == "sdxl_models" and self.uses_vit_h else "image_encoder"
 
 
+def find_controlnet(text: str) -> str:
+    """Find the ControlNet that a text names: "tiny", a folder or a Hub repository."""
+    if text != TINY:
+        return text
+    from instantstyle import tiny
+
+    return str(tiny.path() / "controlnet")
+
+
 def find_model(text: str) -> Model:
-    """Find the model that `--model` names: "tiny", a folder, a `.safetensors` file or a Hub repository.
+    """Find the model that a text names: "tiny", a folder, a `.safetensors` file or a Hub repository.
 
     Raises:
         ValueError: It is none of them.
@@ -81,7 +89,7 @@ def find_model(text: str) -> Model:
     if path.is_dir() or REPOSITORY.fullmatch(text):
         return layout_model(text, label_of(text))
     raise ValueError(
-        f"--model: {text!r} is not a folder or file here, nor a Hub repository; "
+        f"`model`: {text!r} is not a folder or file here, nor a Hub repository; "
         f'expected "{TINY}", a folder in diffusers\' layout, a .safetensors file or OWNER/NAME.'
     )
 
@@ -96,9 +104,9 @@ def single_file_model(path: Path) -> Model:
     """Describe a model in one file, by the names of its tensors."""
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"--model: {path.name} is not a .safetensors file, the only kind of single file that is read."
+            f"`model`: {path.name} is not a .safetensors file, the only kind of single file that is read."
         )
-    family = "sdxl" if any(name.startswith("conditioner.") for name in tensor_names(path, "--model:")) else "sd15"
+    family = "sdxl" if any(name.startswith("conditioner.") for name in tensor_names(path, "`model`:")) else "sd15"
     unet = read_unet_config(BASE_REPOSITORIES[family])
     return Model(source=str(path), label=path.name, family=family, single_file=True, unet=unet)
 
@@ -110,18 +118,33 @@ def knows_world(model: Model) -> bool:
     return (Path(model.source) / FILE).is_file()
 
 
+def unknown_words(model: Model, texts: Sequence[str]) -> str | None:
+    """Say which words a model of the drawn world has never seen, and which it knows; of other models say nothing."""
+    if not knows_world(model):
+        return None
+    from instantstyle.tiny import world
+
+    unknown = world.unknown_words(" ".join(texts))
+    if not unknown:
+        return None
+    return (
+        f"`model` {model.label} does not know {', '.join(map(repr, unknown))}; "
+        f"it knows: {' '.join(filter(str.isalpha, world.words()))}. Choose a real model with `model`."
+    )
+
+
 def read_unet_config(source: str) -> dict[str, Any]:
     """Read the UNet's configuration of a model in diffusers' layout."""
     if Path(source).is_dir():
         path = Path(source) / "unet" / "config.json"
         if not path.is_file():
-            raise ValueError(f"--model: {source} has no unet/config.json; expected a folder in diffusers' layout.")
+            raise ValueError(f"`model`: {source} has no unet/config.json; expected a folder in diffusers' layout.")
     else:
         path = download_unet_config(source)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"--model: the unet/config.json of {source} is not JSON ({error}).") from error
+        raise ValueError(f"`model`: the unet/config.json of {source} is not JSON ({error}).") from error
 
 
 def download_unet_config(repository: str) -> Path:
@@ -132,12 +155,12 @@ def download_unet_config(repository: str) -> Path:
         return Path(hf_hub_download(repository, "config.json", subfolder="unet"))
     except OSError as error:
         raise OSError(
-            f"--model: {repository!r} is not a folder here, and its unet/config.json cannot be fetched: {error}"
+            f"`model`: {repository!r} is not a folder here, and its unet/config.json cannot be fetched: {error}"
         ) from error
 
 
 def find_adapter(text: str | None, model: Model) -> Adapter:
-    """Find the adapter that `--adapter` names, or else the model's own, or the one published for its family.
+    """Find the adapter that a text names, or else the model's own, or the one published for its family.
 
     Args:
         text: A folder, a Hub repository or a file; after a folder or repository may follow ":SUBFOLDER/FILE".
@@ -151,13 +174,15 @@ def find_adapter(text: str | None, model: Model) -> Adapter:
     elif Path(text).is_file():
         if not text.endswith(WEIGHTS):
             raise ValueError(
-                f"--adapter: {text} is no file of weights; expected one that ends in .safetensors or .bin."
+                f"`adapter`: {text} is no file of weights; expected one that ends in .safetensors or .bin."
             )
         path = Path(text)
         return Adapter(source=str(path.parent), subfolder="", weight_name=path.name, label=path.name)
-    source, file = find_file("--adapter", text, ADAPTER_FILES[model.family])
+    if text.startswith(f"{model.label}:"):  # as recipes say it
+        text = model.source + text.removeprefix(model.label)
+    source, file = find_file("`adapter`", text, ADAPTER_FILES[model.family])
     subfolder, _, weight_name = file.rpartition("/")
-    name = TINY if source == model.source and model.label == TINY else label_of(source)
+    name = model.label if source == model.source else label_of(source)
     return Adapter(source=source, subfolder=subfolder, weight_name=weight_name, label=f"{name}:{file}")
 
 
@@ -165,24 +190,3 @@ def own_adapter(model: Model) -> Path | None:
     """Return the file of the adapter that a model's folder holds, if there is one."""
     path = Path(model.source) / ADAPTER_FILES[model.family]
     return path if path.is_file() else None
-
-
-def warn_of_unknown_words(model: Model, texts: Sequence[str]) -> None:
-    """Print `unknown_words`, if there are any."""
-    if remark := unknown_words(model, texts):
-        print(f"instantstyle: {remark}", file=sys.stderr)
-
-
-def unknown_words(model: Model, texts: Sequence[str]) -> str | None:
-    """Say which words a model of the drawn world has never seen, and which it knows; of other models say nothing."""
-    if not knows_world(model):
-        return None
-    from instantstyle.tiny import world
-
-    unknown = world.unknown_words(" ".join(texts))
-    if not unknown:
-        return None
-    return (
-        f"--model {model.label} does not know {', '.join(map(repr, unknown))}; "
-        f"it knows: {' '.join(filter(str.isalpha, world.words()))}. Choose a real model with --model."
-    )

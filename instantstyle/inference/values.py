@@ -1,117 +1,189 @@
-"""Values as texts, as an option, a manifest's cell or a field of the page gives them."""
+"""Kinds of values: what each expects, and how it is read from text and written as text, wherever the text stands."""
 
 from __future__ import annotations
 
-import argparse
-import math
-from collections.abc import Collection, Mapping
-from typing import Any
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
+
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 PIXELS = 8  # what the autoencoders of both families need sides to be a multiple of
+STYLE_FILE = ".safetensors"
 
 
-def number(text: str) -> float:
-    """Read a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
-    return value
+@dataclass(frozen=True)
+class Kind:
+    """What a value is, in words, for errors and for help; beside a type in `Annotated`.
+
+    Attributes:
+        expected: What an error says was expected.
+        metavar: What help writes for the value; None for a switch, which takes none.
+        repeated: Whether several texts make one value.
+    """
+
+    expected: str
+    metavar: str | None
+    repeated: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return core_schema.no_info_wrap_validator_function(self.read, handler(source))
+
+    def read(self, value: Any, handler: Callable[[Any], Any]) -> Any:
+        """Read a value, or say what was expected and what came."""
+        if not isinstance(value, bool) or self.metavar is None:  # to Python True is a number
+            try:
+                return handler(value)
+            except (ValidationError, TypeError):  # TypeError: what readers meet that take texts apart
+                pass
+        raise ValueError(f"expected {self.expected}, got {value!r}")
 
 
-def words(text: str) -> str:
-    """Read a text that says something."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected words, got none; leave it out to remove nothing")
-    return text
+def kind_of(field: FieldInfo) -> Kind:
+    """Return the kind of a field, which may also be left open."""
+    alternatives = [field.annotation, *get_args(field.annotation)]
+    described = [*field.metadata, *(note for one in alternatives for note in getattr(one, "__metadata__", ()))]
+    for note in described:
+        if isinstance(note, Kind):
+            return note
+    names = next(get_args(one) for one in alternatives if get_origin(one) is Literal)
+    return Kind(" or ".join(names), f"{{{','.join(names)}}}")
 
 
-def numbers(text: str) -> list[float]:
-    """Read numbers with commas between."""
-    return [number(part) for part in text.split(",")]
+# Files
 
 
-def fraction(text: str) -> float:
-    """Read a number from 0 to 1."""
-    value = number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
+@dataclass(frozen=True)
+class Named:
+    """A file as recipes keep it: by its name and its SHA-256. Files of the same content are equal."""
+
+    file: str = field(compare=False)
+    sha256: str
+
+    @property
+    def written(self) -> dict[str, str]:
+        """What a recipe keeps."""
+        return {"file": self.file, "sha256": self.sha256}
 
 
-def changed(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
-    """Return options of which some are changed."""
-    return argparse.Namespace(**{**vars(options), **changes})
+@dataclass(frozen=True)
+class Picture(Named):
+    """A picture at hand."""
+
+    image: Image.Image = field(compare=False, repr=False)
 
 
-def enlargement(text: str) -> float:
-    """Read a number above 1."""
-    value = number(text)
-    if value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 1, got {text!r}")
-    return value
+Source = str | Named
+"""A file: its path, a picture that is at hand, or what a recipe keeps of one."""
 
 
-def truth(text: str) -> bool:
-    """Read "true" or "false"."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text.lower() == "true"
+def read_source(value: Any) -> Source:
+    """Take a path, a PIL picture, or what is a source already."""
+    if isinstance(value, Named):
+        return value
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value):
+        return str(os.fspath(value))
+    from PIL import Image
+
+    if isinstance(value, Image.Image):
+        return as_given(value)
+    raise ValueError(f"expected the path of a file, or a picture, got {value!r}")
 
 
-def content_scale(text: str) -> float | str:
-    """Read a number or "auto"."""
-    return text if text == "auto" else number(text)
+def as_given(image: Image.Image, name: str = "picture") -> Picture:
+    """Take a picture that has no file as one that was given."""
+    return Picture(name, hashlib.sha256(image.tobytes()).hexdigest(), image)
 
 
-def count(text: str) -> int:
-    """Read a positive whole number."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
+def name_of(source: Source) -> str:
+    """Return the name of a file, without the folder that it is in."""
+    return os.path.basename(source) if isinstance(source, str) else source.file
 
 
-def seed(text: str) -> int:
-    """Read a seed, with room above it for one per picture."""
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
-    return int(text)
+def is_style_file(source: Source) -> bool:
+    """Whether it is an encoded style rather than a picture, by its name."""
+    return name_of(source).endswith(STYLE_FILE)
 
 
-def port(text: str) -> int:
-    """Read the number of a port."""
-    if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to {2**16 - 1}, got {text!r}")
-    return int(text)
+# Sizes and target blocks
 
 
-def size(text: str) -> tuple[int, int]:
-    """Read "WIDTHxHEIGHT", or one number for both."""
-    parts = text.lower().split("x")
-    sides = [int(part) for part in parts if part.isdecimal()]
-    if len(parts) > 2 or len(sides) != len(parts) or any(side == 0 or side % PIXELS for side in sides):
-        raise argparse.ArgumentTypeError(f"expected WxH or N in multiples of {PIXELS} pixels, got {text!r}")
+def read_size(value: Any) -> tuple[int, int]:
+    """Read "WIDTHxHEIGHT", one number for both, or a pair."""
+    parts = str(value).lower().split("x") if isinstance(value, (str, int)) else list(value)
+    sides = [int(part) for part in parts if str(part).isdecimal()]
+    if not 1 <= len(parts) <= 2 or len(sides) != len(parts) or any(side == 0 or side % PIXELS for side in sides):
+        raise ValueError
     return sides[0], sides[-1]
 
 
-def targets(text: str) -> list[tuple[str, float]]:
-    """Read "NAME" or "NAME=SCALE", one or several with commas between."""
-    return [target(part.strip()) for part in text.split(",")]
+def write_size(size: tuple[int, int]) -> str:
+    """Write a size as `read_size` reads it."""
+    return "{}x{}".format(*size)
 
 
-def target(text: str) -> tuple[str, float]:
+def read_targets(value: Any) -> Iterable[tuple[str, Any]]:
+    """Read "NAME[=SCALE],...", several such texts, or a mapping, as pairs of name and scale."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    texts = [value] if isinstance(value, str) else value
+    parts = [part for text in texts for part in (text.split(",") if isinstance(text, str) else [text])]
+    return tuple(dict(read_target(part) if isinstance(part, str) else part for part in parts).items())
+
+
+def read_target(text: str) -> tuple[str, str | float]:
     """Read one "NAME" or "NAME=SCALE"."""
-    name, equals, scale = text.partition("=")
-    if not name:
-        raise argparse.ArgumentTypeError(f"expected NAME or NAME=SCALE, got {text!r}")
-    return name, number(scale) if equals else 1.0
+    name, equals, scale = text.strip().partition("=")
+    return name, scale if equals else 1.0
 
 
-def write_targets(scales: Mapping[str, Any], blocks: Collection[str]) -> str:
-    """Write blocks and, where they are not 1, their scales, as `--target-blocks` takes them."""
-    if scales == dict.fromkeys(blocks, 1.0):
-        return "every block"
-    return ", ".join(name if scale == 1 else f"{name}={scale}" for name, scale in scales.items())
+def write_targets(targets: Iterable[tuple[str, float]]) -> str:
+    """Write target blocks as `read_targets` reads them; a scale of 1 goes without saying."""
+    return ", ".join(name if scale == 1 else f"{name}={scale}" for name, scale in targets)
+
+
+# Kinds
+
+Text = Annotated[str, Kind("text", "TEXT")]
+Words = Annotated[str, StringConstraints(pattern=r"\S"), Kind("words (leave it out to remove nothing)", "TEXT")]
+Where = Annotated[str, StringConstraints(min_length=1), Kind("a place", "WHERE")]
+Switch = Annotated[bool, Kind("true or false", None)]
+Number = Annotated[float, Field(allow_inf_nan=False), Kind("a number", "X")]
+Fraction = Annotated[float, Field(ge=0, le=1), Kind("a number from 0 to 1", "X")]
+Enlargement = Annotated[float, Field(gt=1, allow_inf_nan=False), Kind("a number above 1", "X")]
+ContentScale = Annotated[Number | Literal["auto"], Kind('a number or "auto"', "X")]
+Count = Annotated[int, Field(gt=0), Kind("a whole number above 0", "N")]
+Numbers = Annotated[
+    tuple[Number, ...],
+    BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
+    Kind("numbers with commas between", "X,..."),
+]
+Port = Annotated[int, Field(gt=0, lt=2**16), Kind(f"a port from 1 to {2**16 - 1}", "N")]
+Seed = Annotated[int, Field(ge=0, lt=2**63), Kind("a whole number from 0 to 2**63 - 1", "N")]
+Size = Annotated[tuple[int, int], BeforeValidator(read_size), Kind(f"WxH or N in multiples of {PIXELS} pixels", "WxH")]
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Targets = Annotated[
+    tuple[tuple[Name, Number], ...],
+    Field(min_length=1),
+    BeforeValidator(read_targets),
+    Kind("NAME or NAME=SCALE, with commas between several", "NAME[=SCALE],...", repeated=True),
+]
+File = Annotated[Source, PlainValidator(read_source), Kind("a file", "FILE")]
+
+
+def read(kind: Any, value: Any) -> Any:
+    """Read one value of a kind, for what is no field of a request.
+
+    Raises:
+        ValueError: What was expected, and what came.
+    """
+    return TypeAdapter(kind).validate_python(value)

@@ -12,7 +12,6 @@ from instantstyle.files import find_file, tensor_names
 from instantstyle.identity import family_of
 
 
-STEPS, GUIDANCE = 30, 5.0  # without a recipe
 ADAPTER = "fast"  # what the LoRA is called until it is fused
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 DOWN = ("lora_down.weight", "lora.down.weight", "lora_A.weight")  # one for each layer of a LoRA, by layout
@@ -123,7 +122,7 @@ def find_weights(recipe: Distilled, family: str, given: str | None = None) -> Pa
     text = given or recipe.weights[family]
     if text is None:
         return None
-    path = _fetch(*find_file("--fast-weights", text, default_file(recipe, family)))
+    path = _fetch(*find_file("`fast_weights`", text, default_file(recipe, family)))
     if is_lora(path):
         need("peft", "fast", "a LoRA is loaded with peft")
     return path

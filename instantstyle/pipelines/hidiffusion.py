@@ -62,7 +62,7 @@ def table(unet: Mapping[str, Any]) -> str:
         raise ValueError(
             f"HiDiffusion has tables for the UNets of SDXL and SD1.5, and none for one of {len(blocks)} levels with "
             f"{', '.join(map(str, levels[-1]))} transformer layers. Paint at the model's own size, and enlarge with "
-            "--upscale."
+            "a second pass (`upscale`)."
         )
     if unet.get("in_channels") == INPAINTING_CHANNELS:
         return "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"

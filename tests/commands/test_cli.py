@@ -18,7 +18,9 @@ from unets import SD15_UNET, SDXL_UNET
 
 from instantstyle import Style, tiny
 from instantstyle.commands import cli, generate
-from instantstyle.inference import models, recipe, request, session
+from instantstyle.commands.options import option
+from instantstyle.inference import models, recipe
+from instantstyle.inference.session import Session
 from instantstyle.version import __version__
 
 
@@ -153,7 +155,7 @@ def test_several_target_blocks(paint):
 def test_several_pictures_are_numbered_and_each_has_its_seed(tmp_path, paint):
     made = run("a heart", "a ring", "--num-images", "2", out=tmp_path / "many.png")
     assert [path.name for path in made] == [f"many-{index}.png" for index in range(4)]
-    own = [recipe.read(path)["picture"] for path in made]
+    own = [recipe.read_recipe(path) for path in made]
     assert [each["prompt"] for each in own] == ["a heart", "a heart", "a ring", "a ring"]
     assert [each["seed"] for each in own] == [0, 1, 2, 3]
     for path, each in zip(made, own, strict=True):
@@ -164,10 +166,10 @@ def test_several_pictures_are_numbered_and_each_has_its_seed(tmp_path, paint):
 
 def words_of(found: dict) -> list[str]:
     """Say a recipe in the words of the command line."""
-    words = [*found["prompts"]]
-    for name in ("content", "negative", "steps", "guidance", "scale", "seed", "num_images", "dtype", "content_scale"):
+    words = [found["prompt"]]
+    for name in ("content", "negative", "steps", "guidance", "scale", "seed", "dtype", "content_scale"):
         if found[name] is not None:
-            words += [request.option(name), str(found[name])]
+            words += [option(name), str(found[name])]
     words += ["--size", "{}x{}".format(*found["size"])]
     return [*words, "--target-blocks", ",".join(f"{name}={scale}" for name, scale in found["target_blocks"].items())]
 
@@ -175,11 +177,51 @@ def words_of(found: dict) -> list[str]:
 def test_a_recipe_makes_the_same_picture_again_and_a_broken_one_does_not(tmp_path, paint):
     words = ["a heart", "--content", "a star", "--content-scale", "0.7", "--negative", "a circle", "--scale", "0.9"]
     (made,) = run(*words, "--target-blocks", "style,layout=0.5", "--size", "64x48", out=tmp_path / "one.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert found["size"] == [64, 48]
     assert (paint(*words_of(found)) == pixels(made)).all()
     for name, value in (("seed", 9), ("content_scale", "auto"), ("target_blocks", {"all": 1.0}), ("guidance", 3.0)):
         assert abs(paint(*words_of({**found, name: value})) - pixels(made)).max() > 0, name
+
+
+def test_a_picture_is_painted_again_with_options_in_place_of_its_values(tmp_path, paint, pictures):
+    words = ["a heart", "--content", "a star", "--content-scale", "0.7", "--image", pictures["image"]]
+    (made,) = run(*words, "--steps", "4", out=tmp_path / "one.png", style=pictures["other"])
+
+    def again(*changes: str) -> np.ndarray:
+        assert cli.main(["generate", "--from", str(made), "-o", str(tmp_path / "again.png"), *changes]) == 0
+        return pixels(tmp_path / "again.png")
+
+    assert (again() == pixels(made)).all()
+    assert recipe.read_recipe(tmp_path / "again.png") == recipe.read_recipe(made)
+    for change in (["--seed", "1"], ["--style", REFERENCE], ["--content-scale", "auto"], ["a ring"], ["--size", "64"]):
+        expected = paint(*_changed([*words, "--steps", "4"], change), style=_styled(change, pictures["other"]))
+        found = again(*change)
+        assert (found == expected).all(), change
+        assert abs(found - pixels(made)).max() > 0, change
+
+
+def _changed(words: list[str], change: list[str]) -> list[str]:
+    """Put a change in the place of what it changes."""
+    if len(change) == 1:
+        return [*change, *words[1:]]
+    return words if change[0] == "--style" else [*words, *change]
+
+
+def _styled(change: list[str], style: str) -> str:
+    return change[1] if change[0] == "--style" else style
+
+
+def test_a_recipe_finds_its_files_or_says_which(tmp_path, pictures, style_file, capsys):
+    (made,) = run("a heart", "--content", "a star", out=tmp_path / "one.png", style=pictures["other"])
+    Path(pictures["other"]).write_bytes(Path(REFERENCE).read_bytes())  # of the same name, but another
+    asked = ["generate", "--from", str(made), "-o", str(tmp_path / "again.png")]
+    assert cli.main(asked) == 2
+    assert "--style: the recipe names other.png with the SHA-256" in capsys.readouterr().err
+    assert cli.main([*asked, "--style", REFERENCE]) == 0
+    assert cli.main([*asked, "--style", style_file, "--fast", "turbo"]) == 0  # encoded already, in its own few steps
+    found = recipe.read_recipe(tmp_path / "again.png")
+    assert (found["content"], found["target_blocks"], found["steps"]) == (None, None, 1)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +244,7 @@ def test_a_style_file_takes_the_place_of_its_reference(paint, style_file):
 
 def test_the_recipe_of_a_picture_holds_the_recipe_of_its_style(tmp_path, style_file):
     (made,) = run("a heart", style=style_file, out=tmp_path / "heart.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert (found["adapter"], found["content"], found["target_blocks"]) == (None, None, None)
     assert found["style"]["file"] == "boats.safetensors"
     assert found["style"]["sha256"] == hashlib.sha256(Path(style_file).read_bytes()).hexdigest()
@@ -227,7 +269,7 @@ def test_a_style_file_is_in_float16_unless_told_otherwise(tmp_path, paint, style
 def test_a_style_of_another_family_is_refused_before_the_model_is_loaded(tmp_path, style_file, monkeypatch, capsys):
     (tmp_path / "model" / "unet").mkdir(parents=True)
     (tmp_path / "model" / "unet" / "config.json").write_text(json.dumps(SD15_UNET))
-    monkeypatch.setattr(session, "load", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(Session, "_loaded", lambda *_: pytest.fail("it was loaded"))
     assert cli.main(["generate", "a heart", "--style", style_file, "--model", str(tmp_path / "model")]) == 2
     assert (
         "boats.safetensors is of the family sdxl, but --model model is of the family sd15" in capsys.readouterr().err
@@ -276,7 +318,7 @@ def test_a_style_file_is_shown(style_file, capsys):
         (["encode", REFERENCE, "-o", "style.png"], "--output: style.png does not end in .safetensors"),
         (["encode", REFERENCE, "-o", "none/style.safetensors"], "--output: the folder none does not exist"),
         (["encode", REFERENCE, "--weights", "1,2"], "--weights has 2 numbers for 1 pictures"),
-        (["encode", REFERENCE, "--weights", "1,x"], "expected a number, got 'x'"),
+        (["encode", REFERENCE, "--weights", "1,x"], "--weights: expected numbers with commas between, got '1,x'"),
         (["encode", REFERENCE, "--weights", "0"], "`weights` must be finite and have a sum above 0"),
         (["encode", "none.png"], "PICTURE: none.png"),
     ],
@@ -297,14 +339,14 @@ def test_wrong_words_about_styles_end_in_one_line(words, says, style_file, tmp_p
 def test_a_drawn_seed_is_written_down(tmp_path, paint):
     out = tmp_path / "drawn.png"
     assert cli.main(["generate", "a heart", "--style", REFERENCE, "--steps", "2", "-o", str(out)]) == 0
-    assert (paint("a heart", "--seed", str(recipe.read(out)["seed"])) == pixels(out)).all()
+    assert (paint("a heart", "--seed", str(recipe.read_recipe(out)["seed"])) == pixels(out)).all()
 
 
 def test_the_recipe_is_whole_and_tells_no_local_path(tmp_path, pictures):
     words = ["a heart", "--image", pictures["image"], "--mask", pictures["mask"]]
     controlled = ["--controlnet", "tiny", "--control-image", pictures["control"]]
     (made,) = run(*words, *controlled, "--adapter", str(tiny.path()), out=tmp_path / "one.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert found["versions"]["instantstyle"] == __version__
     assert found["versions"]["torch"] == torch.__version__
     assert found["pipeline"] == "StableDiffusionXLInstantStyleControlNetInpaintPipeline"
@@ -342,7 +384,7 @@ def test_the_pictures_choose_the_pipeline(kind, names, size, tmp_path, pictures)
         words += [*given[name], pictures[name]]
     (plain,) = run(*words, out=tmp_path / "plain.png")
     (large,) = run(*words, "--size", "72x64", out=tmp_path / "large.png")
-    assert recipe.read(plain)["pipeline"] == f"StableDiffusionXLInstantStyle{kind}Pipeline"
+    assert recipe.read_recipe(plain)["pipeline"] == f"StableDiffusionXLInstantStyle{kind}Pipeline"
     assert Image.open(plain).size == size
     assert Image.open(large).size == (72, 64)
     for name in names:
@@ -362,7 +404,10 @@ def swapped(path: str) -> str:
     [
         ([], "required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
-        (["generate", "a heart"], "required: --style"),
+        (["generate", "a heart"], "--style: needed, unless --from names a picture"),
+        (["generate", "--style", "{image}"], "PROMPT: needed, unless --from names a picture"),
+        (["generate", "--from", "{image}"], "--from: `path` {image} holds no recipe"),
+        (["generate", "--from", "{none}"], "--from: "),
         (["generate", "a heart", "--style", "{none}"], "--style: {none}: No such file"),
         (["generate", "a heart", "--style", "{text}"], "--style: {text} is not a picture that can be read"),
         (["generate", "a heart", "--style", "{torn}"], "--style: {torn} is not a picture that can be read"),
@@ -375,7 +420,7 @@ def swapped(path: str) -> str:
         (["+", "--image", "{image}", "--strength", "1.5"], "--strength: expected a number from 0 to 1, got '1.5'"),
         (["+", "--controlnet", "tiny"], "--controlnet needs --control-image"),
         (["+", "--control-image", "{control}"], "--control-image needs --controlnet"),
-        (["+", "--controlnet-scale", "1"], "--controlnet-scale needs --controlnet"),
+        (["+", "--controlnet-scale", "1"], "--controlnet-scale needs --control-image"),
         (["+", "--controlnet", "{folder}", "--control-image", "{control}"], "--controlnet: {folder}: "),
         (["+", "--size", "65"], "--size: expected WxH or N in multiples of 8 pixels, got '65'"),
         (["+", "--size", "64x64x64"], "--size: expected WxH"),
@@ -386,11 +431,11 @@ def swapped(path: str) -> str:
         (["+", "--seed", "x"], "--seed: expected a whole number"),
         (["+", "--guidance", "nan"], "--guidance: expected a number, got 'nan'"),
         (["+", "--scale", "much"], "--scale: expected a number, got 'much'"),
-        (["+", "--content", "a star", "--content-scale", "most"], "--content-scale: expected a number, got 'most'"),
+        (["+", "--content", "a star", "--content-scale", "most"], '--content-scale: expected a number or "auto", got'),
         (["+", "--target-blocks", "sytle"], "names 'sytle'"),
         (["+", "--target-blocks", "up_blocks.7"], "names 'up_blocks.7'"),
-        (["+", "--target-blocks", "style,,layout"], "--target-blocks: expected NAME or NAME=SCALE, got ''"),
-        (["+", "--target-blocks", "style=x"], "--target-blocks: expected a number, got 'x'"),
+        (["+", "--target-blocks", "style,,layout"], "--target-blocks: expected NAME or NAME=SCALE"),
+        (["+", "--target-blocks", "style=x"], "--target-blocks: expected NAME or NAME=SCALE"),
         (["+", "-o", "{folder}/heart.jpg"], "does not end in .png"),
         (["+", "-o", "{folder}/none/heart.png"], "none does not exist"),
         (["+", "--model", "nothing"], "--model: 'nothing' is not a folder or file here"),
@@ -400,13 +445,13 @@ def swapped(path: str) -> str:
         (["+", "--adapter", "{folder}"], "--adapter: {folder} has no sdxl_models/ip-adapter_sdxl.safetensors"),
         (["+", "--adapter", "{folder}:a/b.bin"], "--adapter: {folder} has no a/b.bin"),
         (["+", "--adapter", "{image}"], "--adapter: {image} is no file of weights"),
-        (["+", "--content", " "], "--content: expected words, got none; leave it out"),
+        (["+", "--content", " "], "--content: expected words (leave it out to remove nothing), got ' '"),
         (["+", "--contnet", "a star"], "unrecognized arguments: --contnet a star; see instantstyle --help"),
-        (["encode", "{image}", "--content", ""], "--content: expected words, got none"),
+        (["encode", "{image}", "--content", ""], "--content: expected words (leave it out to remove nothing)"),
         (["+", "--content", "a star", "--content-encoder", "{folder}"], "--content-encoder: {folder}: "),
         (["+", "--device", "abacus"], "--device: 'abacus' cannot be used here"),
         (["+", "--device", "cpu", "--offload", "model"], "--offload model needs an accelerator"),
-        (["+", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["+", "--dtype", "int8"], "--dtype: expected 'float32', 'float16' or 'bfloat16', got 'int8'"),
         (["blocks", "--model", "nothing"], "--model: 'nothing' is not a folder or file here"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -447,7 +492,7 @@ def test_sd15_with_its_content_encoder(tmp_path, paint):
     words = ["a heart", "--model", model, "--adapter", f"{folder}:{subfolder}/{file}"]
     words += ["--content-encoder", str(tmp_path / "tower"), "--guidance", "2"]
     (made,) = run(*words, "--content", "a star", out=tmp_path / "one.png")
-    found = recipe.read(made)
+    found = recipe.read_recipe(made)
     assert found["pipeline"] == "StableDiffusionInstantStylePipeline"
     assert (found["model"], found["adapter"]) == ("model", "adapter:models/ip-adapter_sd15.safetensors")
     assert found["content_encoder"] == "tower"
@@ -535,20 +580,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(recipe.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
-        recipe.write(Image.new("RGB", (8, 8)), path, {})
+        recipe.write_recipe(Image.new("RGB", (8, 8)), path, {})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_recipes_keep_every_letter(tmp_path):
     kept = {"prompt": 'ein "Herz" 心 \n', "scale": 0.1}
-    recipe.write(Image.new("RGB", (8, 8)), tmp_path / "heart.png", kept)
-    assert recipe.read(tmp_path / "heart.png") == kept
+    recipe.write_recipe(Image.new("RGB", (8, 8)), tmp_path / "heart.png", kept)
+    assert recipe.read_recipe(tmp_path / "heart.png") == kept
 
 
 def test_a_file_without_a_recipe():
     with pytest.raises(ValueError, match="holds no recipe"):
-        recipe.read(REFERENCE)
+        recipe.read_recipe(REFERENCE)
 
 
 def blocks(tmp_path: Path, capsys, unet: dict) -> str:

@@ -70,7 +70,7 @@ def picture(studio, settings, tmp_path_factory) -> Path:
     """Paint a picture with its recipe."""
     path = tmp_path_factory.mktemp("pictures") / "ring.png"
     (painting,) = studio.paint(settings)
-    recipe.write(painting.image, path, painting.recipe)
+    recipe.write_recipe(painting.image, path, painting.recipe)
     return path
 
 
@@ -177,7 +177,7 @@ def file_of(page: Any, image: Any, folder: Path) -> Path:
 def made(page: Any, folder: Path) -> dict[str, Any]:
     """Wait for the end of a run and return the recipe of its first picture."""
     shows(page, DONE)
-    return recipe.read(file_of(page, page.locator("#pictures img").first, folder))
+    return recipe.read_recipe(file_of(page, page.locator("#pictures img").first, folder))
 
 
 def set_steps(page: Any, steps: int) -> None:

@@ -93,7 +93,7 @@ def test_the_studio_paints_what_the_command_line_paints(studio, tmp_path):
     with Image.open(out) as picture:
         assert (levels(picture) == levels(painting.image)).all()
         # The demo always names the size, which the command line leaves to the model here.
-        assert recipe.read(out) == json.loads(json.dumps({**painting.recipe, "asked_size": None}))
+        assert recipe.read_recipe(out) == json.loads(json.dumps({**painting.recipe, "asked_size": None}))
         for change in ({"seed": 6}, {"scale": 0.7}, {"content": None}, {"target_blocks": EVERYTHING}):
             assert differ(painted(studio, replace(settings, **change)), levels(picture)), change
 
@@ -274,7 +274,7 @@ def restored(actions, kept: dict) -> dict:
     from instantstyle.demo.actions import RESTORED
 
     path = actions.folder / "dropped.png"
-    recipe.write(Image.new("RGB", (8, 8)), path, kept)
+    recipe.write_recipe(Image.new("RGB", (8, 8)), path, kept)
     found, *values = actions.restore(str(path))
     assert found == kept
     return {name: value for name, value in zip(RESTORED, values, strict=False) if value != gr.skip()}
@@ -594,7 +594,7 @@ def test_a_client_gets_the_studios_picture_with_its_recipe(client, studio):
     path = gallery[0]["image"]
     with Image.open(path) as picture:
         assert (levels(picture) == painted(studio, asked())).all()
-    assert recipe.read(path) == kept
+    assert recipe.read_recipe(path) == kept
     assert kept["style"]["file"] == "reference.png"
     assert kept["picture"] == {"index": 0, "prompt": "a heart", "seed": 5}
     assert re.fullmatch(r"Done in .* s, seed 5\.", status)
@@ -615,8 +615,8 @@ def test_a_client_compares(client, studio):
     for one in gallery:
         with Image.open(one["image"]) as picture:
             assert (levels(picture) == levels(expected[one["caption"]].image)).all()
-        assert recipe.read(one["image"]) == json.loads(json.dumps(expected[one["caption"]].recipe))
-    assert kept == recipe.read(gallery[-1]["image"])
+        assert recipe.read_recipe(one["image"]) == json.loads(json.dumps(expected[one["caption"]].recipe))
+    assert kept == recipe.read_recipe(gallery[-1]["image"])
     assert [Path(path).name for path in pair] == [Path(one["image"]).name for one in gallery[1:]]
 
 

@@ -348,7 +348,7 @@ def test_what_is_asked_for_wins_and_the_recipe_says_what_was_used(lora: dict[str
     words = ["--fast", "hyper-1", "--fast-weights", str(lora["kohya"])]
     out = tmp_path / "heart.png"
     usual = generate(out, *words)
-    found = recipe.read(out)
+    found = recipe.read_recipe(out)
     assert (found["steps"], found["guidance"]) == (1, 0.0)
     assert found["fast"] == {
         "name": "hyper-1",
@@ -359,7 +359,7 @@ def test_what_is_asked_for_wins_and_the_recipe_says_what_was_used(lora: dict[str
     }
     assert str(lora["kohya"].parent).encode() not in out.read_bytes()
     own = generate(out, *words, "--steps", "3", "--guidance", "2")
-    found = recipe.read(out)
+    found = recipe.read_recipe(out)
     assert (found["steps"], found["guidance"]) == (3, 2.0)
     assert abs(own - usual).max() > 10
     assert (own == generate(out, *words, "--steps", "3", "--guidance", "2")).all()
@@ -367,9 +367,9 @@ def test_what_is_asked_for_wins_and_the_recipe_says_what_was_used(lora: dict[str
 
 def test_without_a_recipe_nothing_is_new(tmp_path: Path) -> None:
     made = generate(tmp_path / "heart.png", "--steps", "2")
-    assert recipe.read(tmp_path / "heart.png")["fast"] is None
+    assert recipe.read_recipe(tmp_path / "heart.png")["fast"] is None
     assert (made == generate(tmp_path / "heart.png", "--steps", "2", "--guidance", "5")).all()
-    assert recipe.read(tmp_path / "heart.png")["guidance"] == 5.0
+    assert recipe.read_recipe(tmp_path / "heart.png")["guidance"] == 5.0
 
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}

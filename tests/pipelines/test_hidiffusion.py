@@ -535,14 +535,14 @@ def test_hires_on_the_command_line(adapter: Any, model: str, tmp_path: Path) -> 
     words = ["--model", model, "--size", str(SIDE), "--steps", str(STEPS)]
     out = tmp_path / "heart.png"
     made = generate(out, *words, "--hires")
-    assert recipe.read(out)["hires"] is True
+    assert recipe.read_recipe(out)["hires"] is True
     pipe = load(build("StableDiffusionXLInstantStylePipeline"), adapter)
     enable_hidiffusion(pipe)
     inputs = {"prompt": "a heart", "ip_adapter_image": Image.open(REFERENCE)}
     expected = (paint(pipe, **inputs)[0] * 255).round()
     assert abs(made - expected).max() <= 1
     assert abs(made - generate(out, *words)).max() > 10
-    assert recipe.read(out)["hires"] is False
+    assert recipe.read_recipe(out)["hires"] is False
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ def test_the_second_pass_is_image_to_image_from_the_first(
     own = [word.format(**files) for word in words]
     first, out = tmp_path / "first.png", tmp_path / "second.png"
     made = generate(out, *common, *own, "--upscale", "1.5", "--upscale-strength", "0.5")
-    kept = recipe.read(out)
+    kept = recipe.read_recipe(out)
     assert (kept["upscale"], kept["upscale_strength"]) == (1.5, 0.5)
     generate(first, *common, *own)
     width, height = kept["size"]
@@ -636,7 +636,7 @@ def test_a_large_picture_may_be_decoded_in_tiles(pipe: Any, tmp_path: Path) -> N
     out = tmp_path / "heart.png"
     whole = generate(out, *words)
     tiled = generate(out, *words, "--vae-tiling")
-    assert recipe.read(out)["vae_tiling"] is True
+    assert recipe.read_recipe(out)["vae_tiling"] is True
     assert abs(tiled - whole).max() > 1
     pipe.set_target_blocks("style")
     pipe.vae.enable_tiling()

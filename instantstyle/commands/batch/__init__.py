@@ -22,11 +22,15 @@ from instantstyle import files
 from instantstyle.commands.batch import manifest
 from instantstyle.commands.batch.job import Job, Missing, chunks, cut, find_missing
 from instantstyle.commands.batch.manifest import Row
-from instantstyle.commands.batch.painter import Painter, attempt
+from instantstyle.commands.batch.painter import attempt
 from instantstyle.commands.batch.processes import bar_name, gather, join, place, share, together
+from instantstyle.commands.generate import tell_unknown_words
+from instantstyle.commands.options import typed
 from instantstyle.console import calm
-from instantstyle.inference import calls, inputs, models, recipe, request, session
-from instantstyle.inference.models import warn_of_unknown_words
+from instantstyle.inference.inputs import name_file
+from instantstyle.inference.recipe import write_recipe
+from instantstyle.inference.request import Request
+from instantstyle.inference.session import Session
 from instantstyle.inference.sheet import Sheet
 from instantstyle.version import versions
 
@@ -40,25 +44,25 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: A user's mistake, or rows that failed, after all others were made.
     """
-    processes = join(options)
+    processes = join(options.machine.device)
     bars = sys.stderr.isatty() and not options.quiet and processes.is_main_process
     failed: dict[int, str] = {}
     with calm(bars):
         job = together(processes, lambda: prepare(options, processes))
         missing = sorted(gather(processes, find_missing(job, share(processes, list(range(len(job.rows)))), failed)))
         if processes.is_main_process:
-            warn_of_all_unknown_words(job, missing)
+            tell_unknown_words(job.session, [job.requests[row.number] for row in missing])
         batches = share(processes, cut(missing, options.batch_size))
-        painter = together(processes, lambda: Painter.load(job, batches))
+        together(processes, lambda: load(job, batches))
         start = time.monotonic()
         with tqdm(total=sum(map(len, batches)), desc=bar_name(processes), unit="picture", disable=not bars) as bar:
             for batch in batches:
-                attempt(painter, batch, failed)
+                attempt(job, batch, failed)
                 bar.update(len(batch))
         failed = dict(gather(processes, list(failed.items())))
         seconds = time.monotonic() - start
     if processes.is_main_process:
-        report(job, missing, failed, seconds)
+        report(options, job, missing, failed, seconds)
     processes.destroy_process_group()
     if failed and processes.is_main_process:
         raise ValueError(f"{len(failed)} of {len(job.rows)} rows failed, as told above. A new run tries only those.")
@@ -70,35 +74,25 @@ def prepare(options: argparse.Namespace, processes: Any) -> Job:
     Raises:
         ValueError, OSError: A mistake in the command line or in a row, which is named by its line.
     """
-    place(options, processes)
-    folder = files.output_folder(options.output)
+    machine = place(options.machine, processes)
+    folder = files.output_folder("--output", options.output)
     rows = manifest.read(options.manifest)
     check_sheet(options, rows)
-    for row in rows:
-        with manifest.at(row.place):
-            check_row(row.options(options))
-    model = models.find_model(options.model)
-    request.check_offload(options.offload, session.find_device(options.device))
-    request.check_device_map(options, model)
-    job = Job(options, rows, folder, model, models.find_adapter(options.adapter, model))
-    for row in rows:
-        with manifest.at(row.place):
-            own = job.ask(row)
-            calls.check_hires(own, model)
-            calls.check_strength(own, model)
-            if adapter := job.adapter_for(own):
-                request.check_content_encoder(own, model, adapter)
+    requests = [row.request(typed(options, Request)) for row in rows]
+    session = Session(machine)
+    for row, request in zip(rows, requests, strict=True):
+        with row.blamed():
+            session.complete(request)
     folder.mkdir(exist_ok=True)
     if processes.is_main_process:
         files.remove_scratch(folder, {row.name for row in rows})
-    return job
+    return Job(rows, requests, folder, session)
 
 
-def check_row(options: argparse.Namespace) -> None:
-    """Refuse a row without a style, and options that contradict each other."""
-    if options.style is None:
-        raise ValueError("no style; name a picture or a style file in the column 'style', or for all with --style.")
-    request.check(options)
+def load(job: Job, batches: Sequence[Sequence[int]]) -> None:
+    """Load what these rows need; nothing for none."""
+    if batches:
+        job.session.load([job.requests[batch[0]] for batch in batches])
 
 
 def check_sheet(options: argparse.Namespace, rows: Sequence[Row]) -> None:
@@ -112,26 +106,21 @@ def check_sheet(options: argparse.Namespace, rows: Sequence[Row]) -> None:
         raise ValueError(f"--sheet: {options.sheet} is the picture of a row.")
 
 
-def warn_of_all_unknown_words(job: Job, missing: Sequence[Missing]) -> None:
-    """Say which words the model has never seen, once for all rows."""
-    asked = (job.ask(job.rows[row.number]) for row in missing)
-    texts = {text for one in asked for text in (*one.prompt, one.negative or "", one.content or "")}
-    warn_of_unknown_words(job.model, sorted(texts))
-
-
-def report(job: Job, missing: Sequence[Missing], failed: Mapping[int, str], seconds: float) -> None:
+def report(
+    options: argparse.Namespace, job: Job, missing: Sequence[Missing], failed: Mapping[int, str], seconds: float
+) -> None:
     """Tell what failed, draw the sheet, and sum up."""
     for number in sorted(failed):
         print(f"instantstyle: {job.rows[number].place}: {failed[number]}", file=sys.stderr)
-    if job.options.sheet is not None:
-        draw_sheet(job, failed)
-        print(job.options.sheet)
+    if options.sheet is not None:
+        draw_sheet(options, job, failed)
+        print(options.sheet)
     made = sum(row.number not in failed for row in missing)
     rate = f" in {seconds:.1f} s, {made / seconds:.2f} a second" if made else ""
     print(f"{job.folder}: {made} made{rate}; {len(job.rows) - made - len(failed)} were there; {len(failed)} failed")
 
 
-def draw_sheet(job: Job, failed: Mapping[int, str]) -> None:
+def draw_sheet(options: argparse.Namespace, job: Job, failed: Mapping[int, str]) -> None:
     """Draw the pictures of all rows on one sheet, in their order; rows that failed leave a gap."""
     columns = math.ceil(math.sqrt(len(job.rows)))
     gap = Image.new("RGB", (1, 1), "white")
@@ -140,8 +129,8 @@ def draw_sheet(job: Job, failed: Mapping[int, str]) -> None:
     names = chunks([row.name for row in job.rows], columns)
     labels = [f"{line[0]} -\n{line[-1]}" if len(line) > 1 else line[0] for line in names]
     drawn = Sheet(cells, columns=[""] * columns, rows=labels).draw()
-    source = inputs.describe_file("MANIFEST", job.options.manifest)
-    recipe.write(drawn, job.options.sheet, {"versions": versions(), "manifest": source})
+    source = name_file("MANIFEST", options.manifest).written
+    write_recipe(drawn, options.sheet, {"versions": versions(), "manifest": source})
 
 
 def thumbnail(path: Path) -> Image.Image:

@@ -1,74 +1,24 @@
-"""Manifests: tables of pictures to make, a row for each, as CSV or JSON lines. Columns are options of `generate`."""
+"""Manifests: tables of pictures to make, a row for each, as CSV or JSON lines. Columns are fields of requests."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instantstyle.inference.request import ENCODED, is_style_file
-from instantstyle.inference.values import (
-    changed,
-    content_scale,
-    count,
-    enlargement,
-    fraction,
-    number,
-    seed,
-    size,
-    targets,
-    truth,
-    words,
-)
+from instantstyle.commands.options import option
+from instantstyle.inference.request import Request, laid_over, told
 
 
+COLUMNS = ("prompt", "output", *(name for name in Request.model_fields if name != "prompt"))
 EXTRA = "cells than columns"  # where the CSV reader puts them
 LONGEST = 240  # bytes of a file's name: disks allow 255, and a scratch file has a longer name
-
-
-def one_prompt(text: str) -> list[str]:
-    """Read a prompt; `generate` takes several."""
-    return [text]
-
-
-def picture_name(text: str) -> str:
-    """Read the name of a picture to make."""
-    of_a_file = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= LONGEST
-    if not of_a_file or Path(text).suffix.lower() != ".png" or text.startswith("."):
-        raise argparse.ArgumentTypeError(f"expected a name in the output folder that ends in .png, got {text!r}")
-    return text
-
-
-COLUMNS: Mapping[str, Callable[[str], Any]] = {
-    "prompt": one_prompt,
-    "output": picture_name,
-    "style": str,
-    "content": words,
-    "content_scale": content_scale,
-    "target_blocks": targets,
-    "scale": number,
-    "negative": str,
-    "steps": count,
-    "guidance": number,
-    "seed": seed,
-    "size": size,
-    "image": str,
-    "mask": str,
-    "strength": fraction,
-    "control_image": str,
-    "controlnet_scale": number,
-    "hires": truth,
-    "upscale": enlargement,
-    "upscale_strength": fraction,
-}
-"""What a row may say, and how it is read."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +33,35 @@ class Row:
 
     place: str
     name: str
-    given: Mapping[str, Any]
+    given: Mapping[str, str]
 
-    def options(self, defaults: argparse.Namespace) -> argparse.Namespace:
-        """Say the row as `generate` would be told it.
+    def request(self, defaults: Mapping[str, Any]) -> Request:
+        """Read what to paint.
 
         Args:
-            defaults: What the command line says, for what the row leaves open. A style file is encoded already, so
-                what steers the encoding is not for rows that name one.
+            defaults: What the command line says, for what the row leaves open.
+
+        Raises:
+            ValueError: A value cannot be read, or contradicts another one. It names the place, and columns or options.
         """
-        own = changed(defaults, **self.given)
-        if own.style is not None and is_style_file(own):
-            for name in ENCODED:
-                setattr(own, name, self.given.get(name))
-        return own
+        with self.blamed():
+            request = Request(**laid_over(defaults, self.given))
+            if not request.style:
+                raise ValueError(
+                    "no style; name a picture or a style file in the column 'style', or for all: `style`."
+                )
+            return request
 
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Put the place before an error, and write fields as the row or the command line has them."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.place}: {told(error, self._name)}") from error
 
-@contextmanager
-def at(place: str) -> Iterator[None]:
-    """Put the place in the manifest before an error."""
-    try:
-        yield
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{place}: {error}") from error
+    def _name(self, field: str) -> str:
+        return field if field in self.given else option(field)
 
 
 def read(path: str) -> list[Row]:
@@ -116,8 +72,8 @@ def read(path: str) -> list[Row]:
             cells, empty lines and nulls say nothing.
 
     Raises:
-        ValueError: It is of another kind, has no rows, unknown columns or rows without a prompt, a value cannot be
-            read, or two rows make the same file. It names the line.
+        ValueError: It is of another kind, has no rows, unknown columns or rows without a prompt, or two rows make the
+            same file. It names the line.
         OSError: It cannot be read.
     """
     kinds = {".csv": read_csv, ".jsonl": read_json_lines}
@@ -189,21 +145,27 @@ def read_row(place: str, order: int, cells: Mapping[str, Any]) -> Row:
     """Read the row that comes in this order."""
     if EXTRA in cells:
         raise ValueError(f"{place} has more {EXTRA}; put quotes around a text with commas.")
-    given = {}
-    for column, value in cells.items():
-        with at(f"{place}: {column}"):
-            if value not in (None, ""):
-                given[column] = COLUMNS[column](read_text(value))
+    given = {
+        column: read_cell(f"{place}: {column}", value) for column, value in cells.items() if value not in (None, "")
+    }
     if "prompt" not in given:
         raise ValueError(f"{place} has no prompt.")
-    return Row(place, given.pop("output", f"{order:06}.png"), given)
+    return Row(place, picture_name(f"{place}: output", given.pop("output", f"{order:06}.png")), given)
 
 
-def read_text(value: Any) -> str:
+def read_cell(place: str, value: Any) -> str:
     """Read what JSON holds as the word that the command line would be given."""
     if not isinstance(value, (str, int, float)):
-        raise ValueError(f"expected text or a number, got {value!r}")
+        raise ValueError(f"{place}: expected text or a number, got {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def picture_name(place: str, text: str) -> str:
+    """Check the name of a picture to make."""
+    of_a_file = Path(text).name == text and text.isprintable() and len(os.fsencode(text)) <= LONGEST
+    if not of_a_file or Path(text).suffix.lower() != ".png" or text.startswith("."):
+        raise ValueError(f"{place}: expected a name in the output folder that ends in .png, got {text!r}")
+    return text
 
 
 def check_names(rows: Sequence[Row]) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from instantstyle.inference import session
+from instantstyle.inference.request import Machine
+from instantstyle.inference.session import find_device
 
 
 PATIENCE = timedelta(days=30)  # for which processes that are done wait for the others
 
 
-def join(options: argparse.Namespace) -> Any:
+def join(device: str | None) -> Any:
     """Join the other processes that Accelerate started, if it did.
+
+    Args:
+        device: The device that was asked for.
 
     Raises:
         ValueError: There is no such device.
@@ -23,26 +26,27 @@ def join(options: argparse.Namespace) -> Any:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or session.find_device(options.device).type == "cpu"
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or find_device(device).type == "cpu"
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def place(options: argparse.Namespace, processes: Any) -> None:
+def place(machine: Machine, processes: Any) -> Machine:
     """Take the device that Accelerate gives this process.
 
     Raises:
         ValueError: Several processes are to have the same device, or all of them.
     """
     several = processes.num_processes > 1
-    if several and options.device_map is not None:
+    if several and machine.device_map is not None:
         raise ValueError(
-            f"--device-map {options.device_map} spreads one model over all devices, so it wants one process, not "
+            f"`device_map` {machine.device_map} spreads one model over all devices, so it wants one process, not "
             f"{processes.num_processes}."
         )
-    if several and ":" in (options.device or ""):
-        raise ValueError(f"--device: {options.device} is one device, but each process has its own; leave it out.")
-    if options.device_map is None and (several or options.device is None):
-        options.device = str(processes.device)
+    if several and ":" in (machine.device or ""):
+        raise ValueError(f"`device`: {machine.device} is one device, but each process has its own; leave it out.")
+    if machine.device_map is None and (several or machine.device is None):
+        return machine.but(device=str(processes.device))
+    return machine
 
 
 def bar_name(processes: Any) -> str:
