@@ -1492,6 +1492,27 @@ def _check_masks(masks: Any, call: Call, state: AdapterState | None, targets: Se
                 )
 
 
+def make_rows(
+    call: Call, embeds: torch.Tensor, content: torch.Tensor | None, images_per_prompt: int, guided: bool
+) -> torch.Tensor:
+    """An adapter's embeddings with content removed, a row for each picture to make: unconditional, conditional.
+
+    Args:
+        call: what is asked for.
+        embeds: shape `(rows, pictures, ...)`, unconditional first under guidance.
+        content: shape `(references, d)`, or None.
+        images_per_prompt: the number of pictures to make of each prompt.
+        guided: whether there are unconditional rows.
+    """
+    if call.per_prompt:  # the host knows none (diffusers issue 9813): (1, prompts * pictures) -> (prompts, pictures)
+        embeds = embeds.unflatten(1, (call.prompts, -1)).flatten(0, 1)
+    *unconditional, conditional = embeds.chunk(1 + guided)
+    if content is not None:
+        conditional = remove_content(conditional, content.reshape_as(conditional), call.content_scale)
+    repeats = images_per_prompt // len(conditional)
+    return torch.cat([half.repeat_interleave(repeats, dim=0) for half in (*unconditional, conditional)])
+
+
 def cut_with_guidance(arguments: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """A callback that cuts guidance cuts the text rows: cut the image rows too, which the host would keep."""
     callback = arguments.get("callback_on_step_end")
@@ -1745,16 +1766,8 @@ class InstantStyleMixin(_Host):
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
-        call.rows = []
-        for both, removed in zip(embeds, content, strict=True):
-            # The host knows no reference for each prompt (diffusers issue 9813).
-            if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
-                both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
-            *unconditional, conditional = both.chunk(1 + guided)
-            if removed is not None:
-                conditional = remove_content(conditional, removed.reshape_as(conditional), call.content_scale)
-            repeats = num_images_per_prompt // len(conditional)
-            call.rows.append(torch.cat([h.repeat_interleave(repeats, dim=0) for h in (*unconditional, conditional)]))
+        parts = zip(embeds, content, strict=True)
+        call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
 
     def encode_style(

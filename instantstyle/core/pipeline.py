@@ -38,12 +38,13 @@ from .call import (
     cut_with_guidance,
     fit_rows,
     host_form,
+    make_rows,
     plan_call,
     processors_kept,
     refuse_misspelt,
 )
 from .checkpoint import hub_arguments, in_host_words
-from .content import encode_content, read_content_encoder, remove_content
+from .content import encode_content, read_content_encoder
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
 from .loading import load_adapters
 from .nesting import Content, as_list
@@ -174,16 +175,8 @@ class InstantStyleMixin(_Host):
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
-        call.rows = []
-        for both, removed in zip(embeds, content, strict=True):
-            # The host knows no reference for each prompt (diffusers issue 9813).
-            if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
-                both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
-            *unconditional, conditional = both.chunk(1 + guided)
-            if removed is not None:
-                conditional = remove_content(conditional, removed.reshape_as(conditional), call.content_scale)
-            repeats = num_images_per_prompt // len(conditional)
-            call.rows.append(torch.cat([h.repeat_interleave(repeats, dim=0) for h in (*unconditional, conditional)]))
+        parts = zip(embeds, content, strict=True)
+        call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
 
     def encode_style(
