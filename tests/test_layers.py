@@ -95,7 +95,7 @@ def argparse(found: dict[str, Imports]) -> list[str]:
     [
         (upwards, ("core.blocks", "from instantstyle import files")),
         (upwards, ("styles.style", "def f():\n    from instantstyle.inference.models import find_model")),
-        (upwards, ("lab.metrics", "from ..demo import page")),
+        (upwards, ("lab.ablation", "from ..demo import page")),
         (upwards, ("inference.models", "import instantstyle\nfrom instantstyle import Style")),
         (circle, ("styles.provenance", "from .style import Style")),
         (private, ("styles.describe", "from instantstyle.styles.file import _name")),
