@@ -256,6 +256,8 @@ class Blank:
 
     def set_target_blocks(self, *_, scale: float) -> None: ...
 
+    def load_ip_adapter(self, *_, **__) -> None: ...
+
     def to(self, device: torch.device) -> "Blank":
         return self
 
