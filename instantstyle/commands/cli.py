@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from instantstyle import tiny
 from instantstyle.commands.options import (
     add,
     add_machine,
@@ -19,7 +20,7 @@ from instantstyle.commands.options import (
     option,
 )
 from instantstyle.console import one_line
-from instantstyle.inference.request import Machine, Request, told
+from instantstyle.inference.request import GUIDANCE, STEPS, Machine, Request, told
 from instantstyle.inference.values import Count, Number, Numbers, Port, Seed
 from instantstyle.version import __version__
 
@@ -190,11 +191,16 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     )
     add_examples(parser)
     parser.add_argument("--pairs", type=of(Count), metavar="N", help="drawn pairs that the judges see; default: 96")
-    parser.add_argument("--steps", type=of(Count), metavar="N", help="default: 16 with judges, else 30")
-    parser.add_argument("--guidance", type=of(Number), metavar="X", help="default: 3.5 with judges, else 5.0")
+    judged = "default: {} with judges, else {}"
+    parser.add_argument("--steps", type=of(Count), metavar="N", help=judged.format(tiny.SAMPLING["steps"], STEPS))
+    parser.add_argument(
+        "--guidance", type=of(Number), metavar="X", help=judged.format(tiny.SAMPLING["guidance"], GUIDANCE)
+    )
     parser.add_argument("--seed", type=of(Seed), default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--save", metavar="FILE", help="write a copy of the adapter that carries the proposed presets (.safetensors)"
+        "--save",
+        metavar="FILE",
+        help="write a copy of the adapter (.safetensors) that carries the presets that judges propose",
     )
     add_machine(parser)
     add_quiet(parser)
@@ -318,23 +324,22 @@ COMMANDS = {
         "Make one labelled picture of references x prompts x methods, each cell from the same seed.",
     ),
     "probe": (
-        "lab",
+        "commands",
         add_probe,
-        "find what each attention block carries",
-        "Let one attention block at a time see the reference, and all but one; propose presets. Where "
-        "the model folder has judges (the embedded checkpoint), they say what each block carries. With "
-        "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: "
-        "likeness to the reference counts its content and layout as well as its style.",
+        "show what each attention block carries",
+        "Let one attention block at a time see the reference, and all but one, on one labelled picture to "
+        "look at. Where the model folder has judges (the embedded checkpoint), and no --reference or --prompt is "
+        "given, they count what each block carries, and presets are proposed.",
     ),
     "evaluate": (
-        "lab",
+        "commands",
         add_evaluate,
         "measure what is taken from references",
         "Measure, on the embedded checkpoint, how much style, content and layout of a reference each way "
         'of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
     ),
     "export": (
-        "hub",
+        "commands",
         add_export,
         "write the plugin's Hub repository into a folder",
         "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
@@ -342,7 +347,7 @@ COMMANDS = {
         "and example style files.",
     ),
     "publish": (
-        "hub",
+        "commands",
         add_publish,
         "put the plugin's repository on the Hub",
         "Upload what `instantstyle export` writes. The repository is made if it is not there; what it "

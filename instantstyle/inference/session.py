@@ -395,14 +395,3 @@ def find_distilled(machine: Machine, family: str) -> Path | None:
         return None
     with about("fast", machine.fast):
         return find_weights(DISTILLED[machine.fast], family, machine.fast_weights)
-
-
-def load_pipeline(folder: str) -> Any:
-    """Load the pipeline of a checkpoint with its adapter in float32, without progress bars."""
-    # A watermark, which is put on where its package is installed, would be judged too.
-    variant = variant_class("StableDiffusionXLInstantStylePipeline")
-    pipe = variant.from_pretrained(folder, **in_dtype(torch.float32), add_watermarker=False)
-    subfolder, _, weight_name = models.ADAPTER_FILES["sdxl"].rpartition("/")
-    pipe.load_ip_adapter(folder, subfolder=subfolder, weight_name=weight_name, target_blocks="all")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

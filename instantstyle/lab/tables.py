@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from instantstyle.console import table
 from instantstyle.lab.metrics import SHARES, Estimate
-from instantstyle.lab.results import Evaluation
-
-
-if TYPE_CHECKING:
-    from instantstyle.lab.results import Setup
+from instantstyle.lab.results import Evaluation, Setup
 
 
 TITLES = {
@@ -43,7 +38,7 @@ CURVE_COLUMNS = ("style", "content_right", "content_leaked", "unrecognised", "la
 MINUS = "\N{MINUS SIGN}"
 
 
-def text(evaluation: Evaluation) -> str:
+def evaluation_text(evaluation: Evaluation) -> str:
     """Return the tables that the command prints: percentages with their 95 % intervals, and pixels."""
     tables = [headline_rows(evaluation, names) for names in TEXT_TABLES]
     if len(evaluation.rows) > 1:
