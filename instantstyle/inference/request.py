@@ -262,7 +262,9 @@ def check(request: Request, machine: Machine) -> None:
     if request.control_image is not None and machine.controlnet is None:
         raise ValueError("`control_image` needs `controlnet`.")
     if request.hires and machine.offload == "sequential":
-        raise ValueError("`hires` changes parts of the UNet, which `offload` sequential takes apart; use model.")
+        raise ValueError(
+            "`hires` changes parts of the UNet, which `offload` sequential takes apart; use `offload` model."
+        )
     if machine.fast is not None:
         _check_distilled(request, machine.fast, guidance)
     check_part("strength", request.strength, steps)
