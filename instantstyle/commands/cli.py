@@ -349,7 +349,7 @@ COMMANDS = {
         "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
     ),
     "demo": (
-        "",
+        "commands",
         add_demo,
         "try it in a browser",
         'Serve a page to try it in a browser, and with gradio_client. Needs Gradio: pip install "instantstyle[demo]"',

@@ -8,6 +8,11 @@ in the package: it is in the folder `training` of the sources.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+
+SAMPLING: dict[str, Any] = {"steps": 16, "guidance": 3.5}
+"""What its pictures are measured with."""
 
 
 def path() -> Path:
