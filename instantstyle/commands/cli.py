@@ -194,7 +194,9 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=of(Number), metavar="X", help="default: 3.5 with judges, else 5.0")
     parser.add_argument("--seed", type=of(Seed), default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--save", metavar="FILE", help="write a copy of the adapter that carries the proposed presets (.safetensors)"
+        "--save",
+        metavar="FILE",
+        help="write a copy of the adapter (.safetensors) that carries the presets that judges propose",
     )
     add_machine(parser)
     add_quiet(parser)
@@ -318,23 +320,22 @@ COMMANDS = {
         "Make one labelled picture of references x prompts x methods, each cell from the same seed.",
     ),
     "probe": (
-        "lab",
+        "commands",
         add_probe,
-        "find what each attention block carries",
-        "Let one attention block at a time see the reference, and all but one; propose presets. Where "
-        "the model folder has judges (the embedded checkpoint), they say what each block carries. With "
-        "--reference and --prompt, the pipeline's own CLIP towers score instead, which is a proxy: "
-        "likeness to the reference counts its content and layout as well as its style.",
+        "show what each attention block carries",
+        "Let one attention block at a time see the reference, and all but one, on one labelled picture to "
+        "look at. Where the model folder has judges (the embedded checkpoint), and no --reference or --prompt is "
+        "given, they count what each block carries, and presets are proposed.",
     ),
     "evaluate": (
-        "lab",
+        "commands",
         add_evaluate,
         "measure what is taken from references",
         "Measure, on the embedded checkpoint, how much style, content and layout of a reference each way "
         'of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
     ),
     "export": (
-        "hub",
+        "commands",
         add_export,
         "write the plugin's Hub repository into a folder",
         "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
@@ -342,7 +343,7 @@ COMMANDS = {
         "and example style files.",
     ),
     "publish": (
-        "hub",
+        "commands",
         add_publish,
         "put the plugin's repository on the Hub",
         "Upload what `instantstyle export` writes. The repository is made if it is not there; what it "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from instantstyle.inference.request import Machine, Request, Value, told, worded
+from instantstyle.inference.request import FIELD, Machine, Request, Value, told, worded
 from instantstyle.inference.values import kind_of, read, write_targets
 
 
@@ -113,3 +114,16 @@ def of(kind: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(told(error)) from error
 
     return reader
+
+
+@contextmanager
+def called(**words: str) -> Iterator[None]:
+    """Write arguments that are no fields as they are typed, where an error names them.
+
+    Args:
+        words: Argument -> what is typed for it.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(FIELD.sub(lambda found: words.get(found[1], found[0]), told(error))) from error

@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 def find_checkpoint(text: str) -> Checkpoint:
-    """Find the checkpoint that `--checkpoint` names, and look at it without loading any weights.
+    """Find a checkpoint to publish, and look at it without loading any weights.
 
     Args:
         text: "tiny", or a folder in diffusers' layout.
@@ -72,7 +72,7 @@ def find_checkpoint(text: str) -> Checkpoint:
 
     folder = tiny.path() if text == TINY else Path(text)
     if not (folder / INDEX).is_file():
-        raise ValueError(f'--checkpoint: {text} has no {INDEX}; expected "{TINY}" or a folder in diffusers\' layout.')
+        raise ValueError(f'`checkpoint`: {text} has no {INDEX}; expected "{TINY}" or a folder in diffusers\' layout.')
     index = read_index(folder, text)
     host = find_host(index, text)
     model = models.layout_model(str(folder), text if text == TINY else label_of(text))
@@ -92,10 +92,10 @@ def read_index(folder: Path, text: str) -> dict[str, Any]:
     try:
         index = dict(json.loads((folder / INDEX).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--checkpoint: the {INDEX} of {text} is not JSON of a pipeline ({error}).") from error
+        raise ValueError(f"`checkpoint`: the {INDEX} of {text} is not JSON of a pipeline ({error}).") from error
     missing = [name for name in parts(index) if not (folder / name).is_dir()]
     if missing:
-        raise ValueError(f"--checkpoint: {text} has no folder {missing[0]!r}, which its {INDEX} names.")
+        raise ValueError(f"`checkpoint`: {text} has no folder {missing[0]!r}, which its {INDEX} names.")
     return index
 
 
@@ -119,11 +119,11 @@ def find_host(index: Mapping[str, Any], text: str) -> Any:
     name = str(entry[-1] if isinstance(entry, list) and entry else entry)
     host = getattr(diffusers, name.replace("InstantStyle", ""), None)
     if not (isinstance(host, type) and issubclass(host, diffusers.DiffusionPipeline)):
-        raise ValueError(f"--checkpoint: {text} is of the pipeline {name}, which diffusers does not have.")
+        raise ValueError(f"`checkpoint`: {text} is of the pipeline {name}, which diffusers does not have.")
     try:
         with_instantstyle(host)
     except ValueError as error:
-        raise ValueError(f"--checkpoint: {text}: {error}") from error
+        raise ValueError(f"`checkpoint`: {text}: {error}") from error
     return host
 
 
@@ -139,7 +139,7 @@ def read_terms(folder: Path) -> dict[str, Any]:
     try:
         metadata = metadata_load(path) if path.is_file() else None
     except Exception as error:  # PyYAML's are no ValueErrors
-        raise ValueError(f"--checkpoint: the metadata of {path} cannot be read ({error}).") from error
+        raise ValueError(f"`checkpoint`: the metadata of {path} cannot be read ({error}).") from error
     return {"license": "unknown"} | {
         name: value for name, value in (metadata or {}).items() if name in TERMS and value
     }

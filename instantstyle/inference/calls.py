@@ -123,13 +123,13 @@ def joined(calls: Sequence[Call]) -> dict[str, Any]:
     return call
 
 
-def style_arguments(requests: Sequence[Request], pipe: Any, size: tuple[int, int]) -> dict[str, Any]:
+def style_arguments(requests: Sequence[Request], pipe: Any, size: tuple[int, int] | None) -> dict[str, Any]:
     """Put the styles of requests of one kind in the words of one call.
 
     Args:
         requests: Requests with their files at hand.
         pipe: The pipeline, whose adapter is on their target blocks.
-        size: Width and height of the result.
+        size: Width and height of the result, where they are not the model's.
     """
     first = requests[0]
     ways = {"file": _files, "picture": _pictures, "mean": _means, "masks": _masks}
@@ -171,9 +171,11 @@ def _pictures(requests: Sequence[Request], pipe: Any, size: Any) -> dict[str, An
     return {**arguments, **removed, "neg_content_scale": first.content_scale}
 
 
-def _masks(requests: Sequence[Request], pipe: Any, size: tuple[int, int]) -> dict[str, Any]:
+def _masks(requests: Sequence[Request], pipe: Any, size: tuple[int, int] | None) -> dict[str, Any]:
     """Keep each reference, as a style of its own, in its place."""
     (request,) = requests
+    side = int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+    size = size or (side, side)
     everywhere = Image.new("L", size, "white")
     masks = [cropped(upright(one.mask.image), size) if one.mask else everywhere for one in request.style]  # type: ignore[union-attr]
     process = IPAdapterMaskProcessor().preprocess

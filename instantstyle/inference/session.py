@@ -183,8 +183,7 @@ class Session:
             self.aim_at(first.request.target_blocks, first.request.scale if way(first.request) == "picture" else 1.0)
         (hidiffusion.enable_hidiffusion if first.request.hires else hidiffusion.disable_hidiffusion)(pipe)
         call = joined([call_arguments(order.request, order.pictures, pipe, self.machine) for order in orders])
-        size = result_size(first.request, first.pictures) or (self.side, self.side)
-        style = style_arguments([order.request for order in orders], pipe, size)
+        style = style_arguments([order.request for order in orders], pipe, result_size(first.request, first.pictures))
         return pipe(**call, **style, callback_on_step_end=on_step).images
 
     def _recipe(self, request: Request, pipe: Any, image: Image.Image) -> dict[str, Any]:
@@ -224,11 +223,6 @@ class Session:
         """The pipeline that was loaded; the others share its parts."""
         self.load([])
         return next(iter(self._pipes.values()))
-
-    @property
-    def side(self) -> int:
-        """Width and height in pixels that the model was made for."""
-        return int(self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor)
 
     def pipeline(self, request: Request) -> Any:
         """Return the pipeline for a request; the first is loaded, and the others share its parts."""
@@ -389,14 +383,3 @@ def find_distilled(machine: Machine, family: str) -> Path | None:
         return None
     with about("fast", machine.fast):
         return find_weights(DISTILLED[machine.fast], family, machine.fast_weights)
-
-
-def load_pipeline(folder: str) -> Any:
-    """Load the pipeline of a checkpoint with its adapter in float32, without progress bars."""
-    # A watermark, which is put on where its package is installed, would be judged too.
-    variant = variant_class("StableDiffusionXLInstantStylePipeline")
-    pipe = variant.from_pretrained(folder, **in_dtype(torch.float32), add_watermarker=False)
-    subfolder, _, weight_name = models.ADAPTER_FILES["sdxl"].rpartition("/")
-    pipe.load_ip_adapter(folder, subfolder=subfolder, weight_name=weight_name, target_blocks="all")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

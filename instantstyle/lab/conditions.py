@@ -1,4 +1,4 @@
-"""What `instantstyle evaluate` compares: the ways to use a reference, and their curves of several strengths."""
+"""Conditions: ways to use a reference, and curves of them at several strengths."""
 
 from __future__ import annotations
 
@@ -13,32 +13,6 @@ from typing import Any
 
 METHODS = ("none", "adapter", "prompt", "img2img")
 PHRASING = "a {}"
-
-# SDXL's attention groups in the order in which they run, which is how ComfyUI numbers them.
-COMFYUI_GROUPS = (
-    "down_blocks.1.attentions.0",
-    "down_blocks.1.attentions.1",
-    "down_blocks.2.attentions.0",
-    "down_blocks.2.attentions.1",
-    "mid_block.attentions.0",
-    "up_blocks.0.attentions.0",
-    "up_blocks.0.attentions.1",
-    "up_blocks.0.attentions.2",
-    "up_blocks.1.attentions.0",
-    "up_blocks.1.attentions.1",
-    "up_blocks.1.attentions.2",
-)
-COMFYUI_PRESETS = {
-    "style transfer": (6,),
-    "composition": (3,),
-    "strong style transfer": (0, 1, 2, 4, 5, 6, 7, 8, 9, 10),
-    "style and composition": (3, 6),
-}
-"""The presets of ComfyUI_IPAdapter_plus, by the groups that see the reference.
-
-"Style transfer precise" and "composition precise" are left out: they also give image tokens to the unconditional
-branch, which no scale of a block can express.
-"""
 
 
 @dataclass(frozen=True)
@@ -196,7 +170,6 @@ def curves() -> list[Curve]:
         content_curve(PLAIN, (0.25, 0.5, 0.75, 1.0, 1.5, "auto")),
         *(content_curve(PLAIN, (0.25, 0.5, 1.0, "auto"), phrasing) for phrasing in ("{}", "a drawing of a {}")),
         content_curve(STYLE, (0.25, 0.5, 0.75, 1.0, 1.5, "auto")),
-        *(comfyui_curve(preset, (0.5, 1.0, 1.5)) for preset in COMFYUI_PRESETS),
         Curve("img2img", tuple((f"{s:g}", img2img(s)) for s in (0.9, 0.8, 0.7, 0.6, 0.5)), PLAIN.name),
         Curve(NAMED.name, (("", NAMED),), PLAIN.name),
     ]
@@ -212,16 +185,6 @@ def content_curve(condition: Condition, strengths: Sequence[float | str], phrasi
     """Remove content from a condition at several strengths, against the condition at several scales."""
     points = [(_written(content), without(condition, content, phrasing)) for content in strengths]
     return Curve(f"{condition.name} - content{_quoted(phrasing)}", (("0", condition), *points), condition.name)
-
-
-def comfyui_curve(preset: str, weights: Sequence[float]) -> Curve:
-    """Try one of ComfyUI's presets at several weights."""
-    name, groups = f"ComfyUI {preset}", [COMFYUI_GROUPS[number] for number in COMFYUI_PRESETS[preset]]
-    points = [
-        (f"{weight:g}", Condition(f"{name} {weight:g}", target_blocks=dict.fromkeys(groups, weight)))
-        for weight in weights
-    ]
-    return Curve(name, tuple(points), PLAIN.name)
 
 
 def scaled(condition: Condition, scale: float) -> Condition:

@@ -1,18 +1,15 @@
-"""Findings of a probe: what is measured, and what came of it."""
+"""Findings of a probe: which attention groups saw the reference, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
 
-from instantstyle.lab.proposal import Groups, Proposal
 
-
-Progress = Callable[[int], object]
-"""Is told how many pictures were made."""
+Groups = tuple[str, ...]
+"""The attention groups that see the reference, in the UNet's order."""
 
 
 @dataclass(frozen=True)
@@ -21,41 +18,17 @@ class Finding:
 
     Attributes:
         groups: Which, in the UNet's order.
-        scores: Metric -> mean over the pairs, and `low` and `high` of its 95 % interval.
-        pictures: The pictures of the pairs that are shown.
+        pictures: The pictures of the examples that are shown.
+        scores: Metric -> mean over the pairs, and `low` and `high` of its 95 % interval; empty where nobody judges.
     """
 
     groups: Groups
-    scores: dict[str, dict[str, float]]
     pictures: list[Image.Image]
-
-
-class Scorer(Protocol):
-    """A way to measure groups.
-
-    Attributes:
-        name: What it is called in the report.
-        notes: What must be known to read its numbers.
-        columns: The metrics to print, and how.
-        count: Pictures per measurement.
-        shown: Reference and prompt of the pairs whose pictures are shown.
-    """
-
-    name: str
-    notes: list[str]
-    columns: dict[str, str]
-    count: int
-    shown: list[tuple[Image.Image, str]]
-
-    def measure(self, groups: Groups, progress: Progress) -> Finding:
-        """Make the pictures of all pairs, and score them."""
-
-    def propose(self, scores: Mapping[Groups, Mapping[str, float]]) -> Proposal:
-        """Conclude from the means."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def plan(every: Groups) -> list[Groups]:
-    """Return what is measured first: no group, all, each alone, and all but each."""
+    """Return what is looked at first: no group, all, each alone, and all but each."""
     return list(dict.fromkeys([(), every, *alone(every), *all_but_one(every)]))
 
 
@@ -69,12 +42,18 @@ def all_but_one(every: Groups) -> list[Groups]:
     return [tuple(other for other in every if other != group) for group in every]
 
 
-def means(findings: Mapping[Groups, Finding]) -> dict[Groups, dict[str, float]]:
+def in_order(every: Groups, chosen: Iterable[str]) -> Groups:
+    """Put groups into the UNet's order."""
+    chosen = set(chosen)
+    return tuple(group for group in every if group in chosen)
+
+
+def mean_scores(findings: Mapping[Groups, Finding]) -> dict[Groups, dict[str, float]]:
     """Return the means alone."""
     return {groups: {name: one["mean"] for name, one in f.scores.items()} for groups, f in findings.items()}
 
 
-def name_of(groups: Groups, every: Groups) -> str:
+def title_of(groups: Groups, every: Groups) -> str:
     """Say which groups see the reference."""
     if not groups:
         return "no reference"

@@ -1,4 +1,4 @@
-"""What pictures took from their references, as numbers with intervals."""
+"""Metrics: what pictures took from their references, as numbers with intervals."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from instantstyle.lab.metrics import METRICS
 from instantstyle.lab.pictures import png_base64
@@ -25,13 +24,7 @@ from instantstyle.tiny.world import reference_pictures
 from instantstyle.version import versions
 
 
-if TYPE_CHECKING:
-    pass
-
-
-# --- Page ------------------------------------------------------------------------------------------------------------
-
-STYLE = """
+CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1250px; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; font-size: 13px; margin: 1em 0; }
 th, td { padding: .25em .6em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
@@ -50,7 +43,7 @@ def page(evaluation: Evaluation, plot: bytes) -> str:
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><title>InstantStyle, evaluated</title>',
-        f"<style>{STYLE}</style></head><body>",
+        f"<style>{CSS}</style></head><body>",
         "<h1>InstantStyle, evaluated</h1>",
         f"<p>{escape(summary(evaluation.setup))}. Checkpoint and versions {escape(evaluation.setup.fingerprint)}: "
         f"{escape(', '.join(map(' '.join, versions().items())))}.</p>",
@@ -137,9 +130,8 @@ def curves_html(evaluation: Evaluation) -> list[str]:
         return []
     return [
         "<h2>Curves</h2>",
-        f"<p>{escape(summary(evaluation.curve_setup))}. ComfyUI's presets name SDXL's blocks, by SDXL's numbers; "
-        "its two \u201cprecise\u201d presets cannot be expressed as scales of blocks. img2img runs as many steps as "
-        "the others, whatever its strength.</p>",
+        f"<p>{escape(summary(evaluation.curve_setup))}. img2img runs as many steps as the others, whatever its "
+        "strength.</p>",
         table_html(curve_rows(evaluation)),
         "<h2>Above another curve at equal style</h2>",
         "<p>In points: each point of a curve against another curve where that has the same style match. Points whose "

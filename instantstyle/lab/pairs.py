@@ -1,4 +1,4 @@
-"""What conditions are tried on: prompts of the drawn world, with a reference each."""
+"""Pairs: prompts of the drawn world with a reference each, which conditions are tried on."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ class Pairs:
         return world.caption(shape, words["palette"], words["background"], words["texture"])
 
 
-def sample_pairs(count: int, split: str) -> Pairs:
+def sample_pairs(pairs: int, split: str) -> Pairs:
     """Return the first pairs of a split.
 
     Args:
-        count: How many, at most `POOL`.
+        pairs: How many, at most `POOL`.
         split: "selection" to choose by, "reporting" to report on: new draws of the same world, which neither meet each
             other nor what anything was trained on.
 
     Raises:
-        ValueError: `count` or `split` is none of these.
+        ValueError: `pairs` or `split` is none of these.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    if not 1 <= count <= POOL:
-        raise ValueError(f"`count` must be from 1 to {POOL}, got {count}.")
-    return pool(split)[:count]
+    if not 1 <= pairs <= POOL:
+        raise ValueError(f"`pairs` must be from 1 to {POOL}, got {pairs}.")
+    return pool(split)[:pairs]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Pictures of the evaluation's conditions."""
+"""Pictures of conditions: what the judges look at, before any rounding to 8 bits."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import base64
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.inference.session import sibling
+from instantstyle import tiny
+from instantstyle.inference.request import Request
+from instantstyle.inference.session import Session
+from instantstyle.inference.values import Targets, read
 from instantstyle.lab.conditions import Condition
 from instantstyle.lab.pairs import Pairs, make_seed
 from instantstyle.tiny import world
 from instantstyle.tiny.world import reference_pictures
 
 
-if TYPE_CHECKING:
-    pass
+BATCH = 32  # pictures at a time
 
 
 def make_pictures(
-    pipe: Any,
+    session: Session,
     condition: Condition,
     pairs: Pairs,
     seeds: Sequence[int],
     *,
-    steps: int = 16,
-    guidance: float = 3.5,
-    batch: int = 32,
+    steps: int = tiny.SAMPLING["steps"],
+    guidance: float = tiny.SAMPLING["guidance"],
+    batch: int = BATCH,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Make the pictures of one condition.
@@ -40,8 +42,7 @@ def make_pictures(
     depends on the pair and the seed alone, so that conditions can be compared picture by picture.
 
     Args:
-        pipe: A `StableDiffusionXLInstantStylePipeline` with an IP-Adapter. For the method "adapter" its target blocks
-            and scale are set to the condition's, and stay so.
+        session: What paints, on a model of the drawn world.
         condition: How to use the references.
         pairs: What to show, and in whose style.
         seeds: Each pair is painted once with each.
@@ -53,15 +54,12 @@ def make_pictures(
     Returns:
         Float tensor of shape (pairs, seeds, 3, height, width) in [0, 1].
     """
-    if condition.method == "adapter":
-        pipe.set_target_blocks(condition.target_blocks, scale=condition.scale)
-    if condition.method == "img2img":
-        pipe = sibling(pipe, "StableDiffusionXLInstantStyleImg2ImgPipeline")
+    pipe = pipeline_for(session, condition)
     rows = [(row, seed) for row in range(len(pairs)) for seed in seeds]
     parts = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        arguments = call_arguments(pipe, condition, pairs, [row for row, _ in part], steps)
+        arguments = arguments_for(pipe, condition, pairs, [row for row, _ in part], steps)
         noise = [torch.Generator().manual_seed(make_seed(pairs.split, int(pairs.numbers[r]), s)) for r, s in part]
         parts.append(pipe(**arguments, guidance_scale=guidance, generator=noise, output_type="pt").images.float())
         if progress is not None:
@@ -69,7 +67,17 @@ def make_pictures(
     return torch.cat(parts).unflatten(0, (len(pairs), len(seeds)))
 
 
-def call_arguments(pipe: Any, condition: Condition, pairs: Pairs, rows: list[int], steps: int) -> dict[str, Any]:
+def pipeline_for(session: Session, condition: Condition) -> Any:
+    """Return the pipeline that paints a condition, with its adapter on the condition's target blocks."""
+    takes = {"adapter": "style", "img2img": "image"}
+    given = {takes[condition.method]: "of any pair"} if condition.method in takes else {}
+    pipe = session.pipeline(Request(prompt="", **given))
+    if condition.method == "adapter":
+        session.aim_at(read(Targets, condition.target_blocks), condition.scale)
+    return pipe
+
+
+def arguments_for(pipe: Any, condition: Condition, pairs: Pairs, rows: list[int], steps: int) -> dict[str, Any]:
     """Put a condition and some of its pairs in the words of the pipeline's call."""
     write = pairs.named if condition.method == "prompt" else pairs.prompt
     arguments: dict[str, Any] = {"prompt": [write(row) for row in rows], "num_inference_steps": steps}

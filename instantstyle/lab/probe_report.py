@@ -1,4 +1,4 @@
-"""The probe's report: picture, JSON and tables."""
+"""A probe's report: its picture, and where there are judges its tables and JSON."""
 
 from __future__ import annotations
 
@@ -12,49 +12,63 @@ from PIL import Image
 
 from instantstyle.console import table
 from instantstyle.files import atomically
-from instantstyle.inference import grid, recipe
+from instantstyle.inference import grid
+from instantstyle.inference.recipe import write_recipe
 from instantstyle.inference.sheet import Sheet
-from instantstyle.lab.findings import Finding, Scorer, all_but_one, alone, name_of, plan
-from instantstyle.lab.proposal import Groups, Proposal
+from instantstyle.lab.ablation import Probed
+from instantstyle.lab.findings import Groups, all_but_one, alone, plan, title_of
 
 
 WIDTH = 100  # letters in a line of prose
+NOTE = "Scored by the judges on the selection split; quote numbers from `instantstyle evaluate`, on the other."
+SHARES = ("content_right", "content_leaked", "unrecognised", "style", "palette", "background", "texture")
+COLUMNS = {**dict.fromkeys((*SHARES, "layout_copied"), ".3f"), "distance": ".1f"}
+"""The metrics that are printed, and how."""
 
 
-def report(
-    folder: Path,
-    scorer: Scorer,
-    findings: Mapping[Groups, Finding],
-    proposal: Proposal,
-    presets: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> None:
-    """Write the picture and the JSON, and print the table."""
-    every = max(findings, key=len)
-    written = {
-        **settings,
-        "scored_by": scorer.name,
-        "notes": scorer.notes,
-        "groups": every,
+def save_probe(probed: Probed, folder: Path, presets: Mapping[str, Any]) -> list[Path]:
+    """Write the picture and, where there are judges, their numbers; return the paths.
+
+    Args:
+        probed: What was found.
+        folder: An existing folder.
+        presets: What the proposal is named, as `presets.named_presets` gives it.
+    """
+    picture, numbers = folder / "probe.png", folder / "probe.json"
+    write_recipe(draw_sheet(probed), picture, {**probed.settings, "groups": probed.every})
+    if not probed.judged:
+        return [picture]
+    with atomically(numbers) as scratch:
+        Path(scratch).write_text(json.dumps(to_json(probed, presets), indent=2) + "\n", encoding="utf-8")
+    return [picture, numbers]
+
+
+def to_json(probed: Probed, presets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the judges counted and what follows as what JSON can hold."""
+    return {
+        **probed.settings,
+        "scored_by": "judges",
+        "notes": [NOTE],
+        "groups": probed.every,
         "conditions": [
-            {"name": name_of(groups, every), "groups": groups, "scores": finding.scores}
-            for groups, finding in findings.items()
+            {"name": title_of(groups, probed.every), "groups": groups, "scores": finding.scores}
+            for groups, finding in probed.findings.items()
         ],
-        "proposal": {"presets": presets, "reasons": proposal.reasons},
+        "proposal": {"presets": presets, "reasons": probed.proposal.reasons},
     }
-    recipe.write_recipe(draw(scorer, findings, every), folder / "probe.png", {**settings, "scored_by": scorer.name})
-    with atomically(folder / "probe.json") as scratch:
-        Path(scratch).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    notes = [textwrap.fill(note, WIDTH) for note in scorer.notes]
-    print("\n\n".join([write_tables(scorer, findings, every), *notes, write_proposal(proposal, presets)]))
-    print(f"\n{folder / 'probe.png'}\n{folder / 'probe.json'}")
 
 
-def draw(scorer: Scorer, findings: Mapping[Groups, Finding], every: Groups) -> Image.Image:
-    """Draw the pairs that are shown: reference, no reference, all groups, and each group alone; below, all but it."""
+def text(probed: Probed, presets: Mapping[str, Any]) -> str:
+    """Return what the command prints of the judges' numbers."""
+    return "\n\n".join([write_tables(probed), textwrap.fill(NOTE, WIDTH), write_proposal(probed, presets)])
+
+
+def draw_sheet(probed: Probed) -> Image.Image:
+    """Draw the examples: reference, no reference, all groups, and each group alone; below, all but it."""
+    findings, every = probed.findings, probed.every
     size = findings[()].pictures[0].size
     cells, labels = [], []
-    for number, (reference, prompt) in enumerate(scorer.shown):
+    for number, (reference, prompt) in enumerate(probed.shown):
         for title, each in (("alone", alone(every)), ("all but it", all_but_one(every))):
             pictures = [findings[groups].pictures[number] for groups in ((), every, *each)]
             cells.append([grid.beside(reference, size), *pictures])
@@ -62,30 +76,30 @@ def draw(scorer: Scorer, findings: Mapping[Groups, Finding], every: Groups) -> I
     return Sheet(cells, columns=["reference", "no reference", "all", *every], rows=labels).draw()
 
 
-def write_tables(scorer: Scorer, findings: Mapping[Groups, Finding], every: Groups) -> str:
+def write_tables(probed: Probed) -> str:
     """Write the scores as tables: one group at a time, all but one, and what else was tried."""
-    first = plan(every)
+    first, every = plan(probed.every), probed.every
     parts = {
         "alone": first[: 2 + len(every)],
         "all but one": first[2 + len(every) :],
-        "together": [groups for groups in findings if groups not in first],
+        "together": [groups for groups in probed.findings if groups not in first],
     }
-    heading = [name.replace("_", " ") for name in scorer.columns]
+    heading = [name.replace("_", " ") for name in COLUMNS]
     tables = []
     for title, chosen in parts.items():
-        rows = [
-            [
-                name_of(groups, every),
-                *(format(findings[groups].scores[c]["mean"], f) for c, f in scorer.columns.items()),
-            ]
-            for groups in chosen
-        ]
+        rows = [[title_of(groups, every), *numbers(probed, groups)] for groups in chosen]
         if rows:
             tables.append(table([[title, *heading], *rows], right=range(1, len(heading) + 1)))
     return "\n\n".join(tables)
 
 
-def write_proposal(proposal: Proposal, presets: Mapping[str, Any]) -> str:
+def numbers(probed: Probed, groups: Groups) -> list[str]:
+    """Write the means of one finding."""
+    scores = probed.findings[groups].scores
+    return [format(scores[name]["mean"], how) for name, how in COLUMNS.items()]
+
+
+def write_proposal(probed: Probed, presets: Mapping[str, Any]) -> str:
     """Write the presets and why."""
     named = [f"{name}: {', '.join(blocks)}" for name, blocks in presets.items()]
-    return "\n".join([*(named or ["No style block is proposed."]), *proposal.reasons])
+    return "\n".join([*(named or ["No style block is proposed."]), *probed.proposal.reasons])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from instantstyle.lab.findings import Groups, in_order
 
-Groups = tuple[str, ...]
-"""The attention groups that see the reference, in the UNet's order."""
 
 Table = Mapping[Groups, Mapping[str, float]]
 """Groups -> metric -> mean. `()` is without a reference; the longest entry names all groups, in their order."""
 
-STYLE = ("palette", "background", "texture")
+ATTRIBUTES = ("palette", "background", "texture")
 LEAST_CONTENT_RIGHT = 0.96
 MOST_CONTENT_LEAKED = 0.015
 LEAST_STYLE_GAIN = 0.01
@@ -53,11 +52,11 @@ def propose(scores: Table) -> Proposal:
         >>> while (proposal := propose(scores)).wanted:
         ...     scores |= {groups: measure(groups) for groups in proposal.wanted}
     """
-    every = check(scores)
+    every = all_groups(scores)
     style: Groups = ()
     reasons: list[str] = []
     while len(style) < len(every):
-        larger = [order(every, {*style, group}) for group in every if group not in style]
+        larger = [in_order(every, {*style, group}) for group in every if group not in style]
         if wanted := tuple(groups for groups in larger if groups not in scores):
             return Proposal(style=style, wanted=wanted, reasons=tuple(reasons))
         best = max(
@@ -76,7 +75,7 @@ def propose(scores: Table) -> Proposal:
     return Proposal(style=style, layout=layout, reasons=(*reasons, reason))
 
 
-def check(scores: Table) -> Groups:
+def all_groups(scores: Table) -> Groups:
     """Return all groups, and refuse a table without the entries that every conclusion needs."""
     every = max(scores, key=len, default=())
     missing = [groups for groups in [(), *((group,) for group in every)] if groups not in scores]
@@ -85,15 +84,9 @@ def check(scores: Table) -> Groups:
     return every
 
 
-def order(every: Groups, chosen: Iterable[str]) -> Groups:
-    """Put groups into the UNet's order."""
-    chosen = set(chosen)
-    return tuple(group for group in every if group in chosen)
-
-
 def style_of(scores: Mapping[str, float]) -> float:
     """Return the mean match of the attributes of style."""
-    return sum(scores[name] for name in STYLE) / len(STYLE)
+    return sum(scores[name] for name in ATTRIBUTES) / len(ATTRIBUTES)
 
 
 def keeps_content(scores: Mapping[str, float]) -> bool:
@@ -117,39 +110,3 @@ def find_layout(scores: Table, every: Groups, style: Groups) -> tuple[Groups, st
     if best is None or drops[best] < LEAST_LAYOUT_DROP:
         return (), f"No group outside style brings the centre {LEAST_LAYOUT_DROP} pixels nearer to the reference's."
     return (best,), f"{best} brings the centre {drops[best]:.1f} pixels nearer to the reference's."
-
-
-def propose_by_proxy(scores: Table) -> Proposal:
-    """Propose a style block from CLIP's similarities, which is a proposal to look at, no finding.
-
-    It is the group with most likeness to the reference gained and least likeness to the prompt lost, each as a share
-    of what all groups together gain and lose. Layout is not proposed: these similarities do not see it.
-
-    Args:
-        scores: `()`, all groups and each group alone, with `reference_likeness` and, where it is known,
-            `prompt_likeness` (cosines).
-
-    Raises:
-        ValueError: One of those entries is missing.
-    """
-    every = check(scores)
-    nothing, everything = scores[()], scores[every]
-    gained = everything["reference_likeness"] - nothing["reference_likeness"]
-    if gained <= 0:
-        return Proposal(reasons=("With all groups the pictures are no more like the references than without.",))
-    lost = nothing.get("prompt_likeness", 0.0) - everything.get("prompt_likeness", 0.0)
-
-    def shares(group: str) -> tuple[float, float]:
-        own = scores[(group,)]
-        gain = (own["reference_likeness"] - nothing["reference_likeness"]) / gained
-        loss = nothing.get("prompt_likeness", 0.0) - own.get("prompt_likeness", 0.0)
-        return gain, max(0.0, loss / lost) if lost > 0 else 0.0
-
-    best = max(every, key=lambda group: shares(group)[0] - shares(group)[1])
-    gain, loss = shares(best)
-    if gain <= 0:
-        return Proposal(reasons=("No group alone makes the pictures more like the references.",))
-    reason = f"{best} alone gains {gain:.0%} of the likeness to the reference that all groups gain"
-    if lost > 0:
-        reason += f", and loses {loss:.0%} of the likeness to the prompt that they lose"
-    return Proposal(style=(best,), reasons=(f"{reason}. This is a proposal to look at.",))

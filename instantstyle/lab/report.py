@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instantstyle.files import atomically
 from instantstyle.lab.metrics import Estimate
@@ -16,11 +16,7 @@ from instantstyle.lab.results import Evaluation
 from instantstyle.version import versions
 
 
-if TYPE_CHECKING:
-    from instantstyle.lab.results import Setup
-
-
-def save(evaluation: Evaluation, out: Path) -> list[Path]:
+def save_report(evaluation: Evaluation, out: Path) -> list[Path]:
     """Write `evaluation.json`, `evaluation.png` and `evaluation.html`, and return their paths.
 
     Args:
@@ -32,29 +28,27 @@ def save(evaluation: Evaluation, out: Path) -> list[Path]:
     """
     plot = draw_plot(evaluation)
     contents = {
-        "evaluation.json": (json.dumps(describe(evaluation), indent=1) + "\n").encode(),
+        "evaluation.json": (json.dumps(to_json(evaluation), indent=1) + "\n").encode(),
         "evaluation.png": plot,
         "evaluation.html": page(evaluation, plot).encode(),
     }
     for name, content in contents.items():
-        write(out / name, content)
+        with atomically(out / name) as scratch:
+            Path(scratch).write_bytes(content)
     return [out / name for name in contents]
 
 
-def describe(evaluation: Evaluation) -> dict[str, Any]:
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as what JSON can hold, without pictures."""
 
     def numbers(metrics: Mapping[str, Estimate] | None) -> dict[str, Any] | None:
         return None if metrics is None else {name: one.to_json() for name, one in metrics.items()}
 
-    def made_with(setup: Setup) -> dict[str, Any]:
-        return {name: value for name, value in vars(setup).items() if name != "folder"}
-
     return {
         "versions": versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "conditions": {
-            "setup": made_with(evaluation.setup),
+            "setup": evaluation.setup.to_json(),
             "baseline": evaluation.baseline,
             "rows": [
                 {
@@ -66,7 +60,7 @@ def describe(evaluation: Evaluation) -> dict[str, Any]:
             ],
         },
         "curves": {
-            "setup": made_with(evaluation.curve_setup),
+            "setup": evaluation.curve_setup.to_json(),
             "lines": [
                 {
                     "name": line.name,
@@ -85,9 +79,3 @@ def describe(evaluation: Evaluation) -> dict[str, Any]:
             ],
         },
     }
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    with atomically(path) as scratch:
-        Path(scratch).write_bytes(content)

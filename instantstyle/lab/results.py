@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from instantstyle.lab.conditions import Condition, digest
 from instantstyle.lab.metrics import Estimate
 from instantstyle.lab.pairs import Pairs, sample_pairs
-
-
-if TYPE_CHECKING:
-    pass
 
 
 FORMAT = 1  # of the saved verdicts; raised when the same condition would give other ones
@@ -19,7 +15,16 @@ FORMAT = 1  # of the saved verdicts; raised when the same condition would give o
 
 @dataclass(frozen=True)
 class Setup:
-    """What a set of verdicts was made with, apart from the condition."""
+    """What a set of verdicts was made with, apart from the condition.
+
+    Attributes:
+        folder: Where the checkpoint is; no part of the key.
+        fingerprint: What tells the checkpoint and the versions apart.
+        split: Which pairs, as for `sample_pairs`.
+        pairs: How many of them.
+        seeds: Pictures of each pair.
+        steps, guidance: Of the sampler.
+    """
 
     folder: str
     fingerprint: str
@@ -29,10 +34,13 @@ class Setup:
     steps: int
     guidance: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the place as what JSON can hold."""
+        return {name: value for name, value in vars(self).items() if name != "folder"}
+
     def key(self, condition: Condition) -> str:
         """Name the verdicts on a condition."""
-        without_place = {name: value for name, value in vars(self).items() if name != "folder"}
-        return digest({**without_place, "format": FORMAT, "condition": condition.settings()})
+        return digest({**self.to_json(), "format": FORMAT, "condition": condition.settings()})
 
     def chosen_pairs(self) -> Pairs:
         """Return the pairs of prompt and reference."""
@@ -40,7 +48,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Row:
+class Outcome:
     """One condition's results: its metrics, and by how much they are above the baseline's."""
 
     condition: Condition
@@ -82,6 +90,6 @@ class Evaluation:
 
     setup: Setup
     baseline: str
-    rows: list[Row]
+    rows: list[Outcome]
     curve_setup: Setup
     lines: list[Line]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from instantstyle.console import table
 from instantstyle.lab.metrics import SHARES, Estimate
-from instantstyle.lab.results import Evaluation
-
-
-if TYPE_CHECKING:
-    from instantstyle.lab.results import Setup
+from instantstyle.lab.results import Evaluation, Setup
 
 
 TITLES = {

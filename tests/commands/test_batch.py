@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 import instantstyle
 from instantstyle.commands import cli
 from instantstyle.commands.batch import manifest, painter, processes
-from instantstyle.inference import grid, models, recipe, request, session, values
+from instantstyle.commands.options import option
+from instantstyle.inference import grid, models, recipe, session
+from instantstyle.inference.request import Machine, Request
+from instantstyle.inference.session import Painting, Session
 from instantstyle.inference.sheet import Sheet
 
 
@@ -48,13 +52,13 @@ def given(tmp_path_factory) -> dict[str, str]:
 def painted(monkeypatch) -> list[list[int]]:
     """Record which rows go into each call of a pipeline."""
     calls: list[list[int]] = []
-    original = painter.Painter.paint
+    original = painter.paint
 
-    def paint(self, numbers):
+    def paint(job, numbers):
         calls.append(list(numbers))
-        return original(self, numbers)
+        return original(job, numbers)
 
-    monkeypatch.setattr(painter.Painter, "paint", paint)
+    monkeypatch.setattr(painter, "paint", paint)
     return calls
 
 
@@ -118,7 +122,7 @@ def every_kind(given: dict[str, str]) -> Table:
 
 def as_generate(row: dict[str, Any], out: Path) -> list[str]:
     """Say a row in the words of `generate`."""
-    options = [word for name, value in row.items() if name != "prompt" for word in (request.option(name), str(value))]
+    options = [word for name, value in row.items() if name != "prompt" for word in (option(name), str(value))]
     return ["generate", row["prompt"], "--steps", "2", *options, "--device", "cpu", "-o", str(out)]
 
 
@@ -151,8 +155,8 @@ def test_a_row_with_a_controlnet_is_what_generate_makes_of_it(tmp_path, given):
 
 def test_rows_are_painted_over_together_as_generate_does_it_alone(tmp_path, given, painted, monkeypatch):
     """And a large picture may be decoded in tiles. A rounded channel of the first pass goes into the second."""
-    calls, joined = [], painter.joined
-    monkeypatch.setattr(painter, "joined", lambda each: calls.append(len(each)) or joined(each))
+    calls, joined = [], session.joined
+    monkeypatch.setattr(session, "joined", lambda each: calls.append(len(each)) or joined(each))
     large = {"upscale": 1.5, "upscale_strength": 0.5, "steps": 4}
     table = [row | (large if number else {}) for number, row in enumerate(four(given)[:3])]
     assert cli.main(words(write(tmp_path, table), "--vae-tiling")) == 0
@@ -181,15 +185,12 @@ def test_calls_are_no_larger_than_asked_and_files_have_their_names(tmp_path, giv
 
 def test_a_column_is_an_option_of_generate_and_all_others_are_for_the_command_line():
     (commands,) = (one for one in cli.build_parser()._actions if isinstance(one, argparse._SubParsersAction))
-    actions = {name: {one.dest: one for one in commands.choices[name]._actions} for name in ("generate", "batch")}
-    readers = {
-        name: values.truth if one.const is True else one.type or str for name, one in actions["generate"].items()
-    }
-    columns = manifest.COLUMNS
-    for column in columns.keys() - {"prompt", "output"}:
-        assert columns[column] is readers[column]
-        assert actions["generate"][column].default == actions["batch"][column].default
-    assert readers.keys() - columns.keys() <= actions["batch"].keys() | {"num_images"}
+    options = {name: {one.dest for one in commands.choices[name]._actions} for name in ("generate", "batch")}
+    columns = set(manifest.COLUMNS)
+    assert columns == {*Request.model_fields, "output"}
+    assert columns <= options["generate"]
+    assert columns - {"prompt"} <= options["batch"]
+    assert options["generate"] - columns <= options["batch"] | {"num_images", "recipe"}
 
 
 # --- What is done stays done -----------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_what_is_made_is_not_made_again(tmp_path, given, painted, capsys):
     assert cli.main(words(path)) == 0
     before = {one: one.stat().st_mtime_ns for one in (tmp_path / "out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "load", lambda *_: pytest.fail("the model was loaded"))
+        patch.setattr(Session, "_loaded", lambda *_: pytest.fail("the model was loaded"))
         assert cli.main(words(path)) == 0
     assert painted == [[0, 1, 2, 3]]
     assert {one: one.stat().st_mtime_ns for one in (tmp_path / "out").iterdir()} == before
@@ -255,6 +256,9 @@ class Blank:
 
     def set_target_blocks(self, *_, scale: float) -> None: ...
 
+    def to(self, device: torch.device) -> "Blank":
+        return self
+
     def __call__(self, prompt, **_) -> argparse.Namespace:
         return argparse.Namespace(images=[Image.new("RGB", (64, 64), "white") for _ in prompt])
 
@@ -265,7 +269,7 @@ Blank.__name__ = "StableDiffusionXLInstantStylePipeline"
 @pytest.fixture
 def blank(monkeypatch) -> None:
     """Load a pipeline that takes no time."""
-    monkeypatch.setattr(session, "load", lambda *_: Blank())
+    monkeypatch.setattr(Session, "_loaded", lambda *_: Blank())
 
 
 def test_the_command_line_stands_in_where_a_row_says_nothing(tmp_path, given, blank):
@@ -318,19 +322,19 @@ def work(asked: list[str], log: Path, dies_at: int | None) -> None:
     """
     torch.set_num_threads(1)  # the other threads were not copied
     accelerate.PartialState._reset_state()
-    paint, keep = painter.Painter.paint, recipe.keep
+    paint, save = painter.paint, Painting.save
 
-    def noting(self, numbers):
+    def noting(job, numbers):
         with log.open("a") as file:
             file.write(f"{numbers[0]}\n")
-        return paint(self, numbers)
+        return paint(job, numbers)
 
-    def dying(picture, path, *rest):
+    def dying(painting, path):
         if path.name == f"{(dies_at or 0) + 1:06}.png" and dies_at is not None:
-            picture.save = lambda scratch, **_: (Path(scratch).write_bytes(b"torn"), os.kill(os.getpid(), 9))
-        keep(picture, path, *rest)
+            painting.image.save = lambda scratch, **_: (Path(scratch).write_bytes(b"torn"), os.kill(os.getpid(), 9))
+        save(painting, path)
 
-    painter.Painter.paint, recipe.keep = noting, dying
+    painter.paint, Painting.save = noting, dying
     assert cli.main(asked) == 0
 
 
@@ -421,18 +425,15 @@ def test_a_mistake_that_one_process_finds_ends_all_and_is_told_once(number, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:1"}, "--device: cuda:1 is one device"),
+        ({"device": "cuda:1"}, "`device`: cuda:1 is one device"),
         ({"device_map": "balanced"}, "wants one process, not 2"),
     ],
 )
 def test_processes_have_devices_of_their_own(options, message):
     two = argparse.Namespace(num_processes=2, device=torch.device("cuda:1"))
-    given = argparse.Namespace(**{"device": None, "device_map": None, **options})
     with pytest.raises(ValueError, match=message):
-        processes.place(given, two)
-    fine = argparse.Namespace(device="cuda", device_map=None)
-    processes.place(fine, two)
-    assert fine.device == "cuda:1"
+        processes.place(Machine(**options), two)
+    assert processes.place(Machine(device="cuda"), two).device == "cuda:1"
 
 
 # --- Rows that fail --------------------------------------------------------------------------------------------------
@@ -502,7 +503,7 @@ def test_a_manifest_is_read_alike_from_both_kinds(tmp_path):
     ]
     lines, cells = (manifest.read(write(tmp_path, table, name)) for name in ("rows.jsonl", "rows.csv"))
     assert [(row.name, row.given) for row in lines] == [(row.name, row.given) for row in cells]
-    assert lines[0].given == {"prompt": ["a heart, \u2028 red"], "seed": 3, "content_scale": "auto"}
+    assert lines[0].given == {"prompt": "a heart, \u2028 red", "seed": "3", "content_scale": "auto"}
     assert [row.place for row in lines] == ["rows.jsonl, line 1", "rows.jsonl, line 2"]
     assert [row.place for row in cells] == ["rows.csv, line 2", "rows.csv, line 3"]
 
@@ -513,7 +514,8 @@ def test_a_manifest_may_be_what_windows_writes(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes('\ufeff{"prompt": "a heart, \u2665", "hires": true}\r\n\r\n'.encode())
     for name in ("rows.csv", "rows.jsonl"):
         (row,) = manifest.read(str(tmp_path / name))
-        assert row.given == {"prompt": ["a heart, \u2665"], "hires": True}
+        assert row.request({"style": "a.png", "size": 128}).hires is True
+        assert row.given["prompt"] == "a heart, \u2665"
 
 
 GOOD = '{"prompt": "a heart", "style": "REFERENCE"}\n'
@@ -543,7 +545,7 @@ GOOD = '{"prompt": "a heart", "style": "REFERENCE"}\n'
         ),
         ("a.jsonl", GOOD[:-2] + ', "guidance": NaN}\n', "a.jsonl, line 1: guidance: expected a number"),
         ("a.jsonl", GOOD[:-2] + ', "size": 65}\n', "a.jsonl, line 1: size: expected WxH"),
-        ("a.jsonl", GOOD[:-2] + ', "mask": "x.png"}\n', "a.jsonl, line 1: --mask needs --image"),
+        ("a.jsonl", GOOD[:-2] + ', "mask": "x.png"}\n', "a.jsonl, line 1: mask needs --image"),
         ("a.jsonl", GOOD[:-2] + ', "output": "../x.png"}\n', "a.jsonl, line 1: output: expected a name in the"),
         ("a.jsonl", GOOD[:-2] + ', "output": "x.jpg"}\n', "a.jsonl, line 1: output: expected a name in the"),
         ("a.jsonl", GOOD[:-2] + ', "output": "a\\u0000.png"}\n', "a.jsonl, line 1: output: expected a name in the"),
@@ -553,7 +555,7 @@ GOOD = '{"prompt": "a heart", "style": "REFERENCE"}\n'
             GOOD[:-2] + ', "hires": "large"}\n',
             "a.jsonl, line 1: hires: expected true or false, got 'large'",
         ),
-        ("a.jsonl", GOOD[:-2] + ', "hires": true}\n', "a.jsonl, line 1: --hires needs a --size"),
+        ("a.jsonl", GOOD[:-2] + ', "hires": true}\n', "a.jsonl, line 1: hires needs a --size"),
         ("a.jsonl", GOOD[:-2] + ', "upscale": 2, "steps": 3}\n', "a.jsonl, line 1: --upscale-strength 0.3 of 3 steps"),
         (
             "a.jsonl",
@@ -563,7 +565,7 @@ GOOD = '{"prompt": "a heart", "style": "REFERENCE"}\n'
         (
             "a.jsonl",
             '{"prompt": "a heart", "style": "x.safetensors", "content": "a star"}\n',
-            "a.jsonl, line 1: --content is for a reference picture",
+            "a.jsonl, line 1: content is for a reference picture",
         ),
         ("a.txt", GOOD, "a.txt does not end in .csv or .jsonl"),
         ("a.csv", b"prompt\n\xff\n", "a.csv is not text in UTF-8"),
@@ -644,17 +646,8 @@ def test_a_model_can_be_spread_over_devices(command, tmp_path, given, monkeypatc
     assert alike(out, tmp_path / "alone.png")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"offload": "model"}, "leave --offload out"),
-        ({"device": "cuda:0"}, "leave --device out"),
-        ({"controlnet": "tiny"}, "diffusers cannot spread --controlnet"),
-        ({"single_file": True}, "diffusers cannot spread --model, which is a single file"),
-    ],
-)
-def test_what_cannot_be_spread_over_devices(options, message):
-    given = {"device_map": "balanced", "device": None, "offload": "none", "controlnet": None, **options}
-    model = models.Model("owner/name", "owner/name", "sdxl", options.get("single_file", False), {})
-    with pytest.raises(ValueError, match=message):
-        request.check_device_map(argparse.Namespace(**given), model)
+def test_a_single_file_cannot_be_spread_over_devices():
+    model = models.Model("owner/name", "owner/name", "sdxl", True, {})
+    with pytest.raises(ValueError, match="diffusers cannot spread `model`, which is a single file"):
+        session.check_place(Machine(device_map="balanced"), torch.device("cuda"), model)
+    session.check_place(Machine(device_map="balanced"), torch.device("cuda"), replace(model, single_file=False))

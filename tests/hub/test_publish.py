@@ -28,7 +28,7 @@ import instantstyle
 from instantstyle import Style, tiny
 from instantstyle.commands import cli
 from instantstyle.core import with_instantstyle
-from instantstyle.hub import checkpoint, gallery, publish
+from instantstyle.hub import checkpoint, gallery, repository, upload
 from instantstyle.hub.card import write_card
 from instantstyle.tiny import world
 
@@ -85,7 +85,7 @@ def connected(room: Path, folders: Mapping[str, Path]) -> Iterator[Hub]:
 def hasty() -> Iterator[None]:
     """Paint the gallery in one step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "SAMPLING", replace(gallery.SAMPLING, steps=1))
+        patch.setattr(gallery, "BASE", gallery.BASE.but(steps=1))
         yield
 
 
@@ -109,7 +109,7 @@ def gallery_of(exported: Path, side: int | None = None) -> Iterator[None]:
         return ModelCard.load(exported / "README.md").data.to_dict()["widget"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gallery, "write_gallery", copy_gallery)
+        patch.setattr(repository, "write_gallery", copy_gallery)
         yield
 
 
@@ -131,7 +131,7 @@ def test_an_export_is_the_same_every_time(exported: Path, tmp_path: Path, monkey
     (tmp_path / "again").mkdir()
     assert cli.main(["export", str(tmp_path / "again")]) == 0
     assert files_in(tmp_path / "again") == files_in(exported)
-    monkeypatch.setattr(gallery, "SAMPLING", replace(gallery.SAMPLING, seed=1))
+    monkeypatch.setattr(gallery, "BASE", gallery.BASE.but(seed=1))
     assert cli.main(["export", str(tmp_path / "other")]) == 0
     other = files_in(tmp_path / "other")
     assert {name for name, content in files_in(exported).items() if other[name] != content} == PAINTED
@@ -601,7 +601,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         for name in ("first.png", "second.png"):
             (folder / name).write_bytes(name.encode())
 
-    monkeypatch.setattr(publish, "write_repository", write)
+    monkeypatch.setattr(upload, "write_repository", write)
     with connected(tmp_path_factory.mktemp("room"), {}) as hub:
         yield hub
 
@@ -653,7 +653,7 @@ def test_weights_go_up_from_where_they_are(mine: Path, monkeypatch: pytest.Monke
     """They are neither copied nor linked to; what is written for the repository is beside them, under its own name."""
     taken: dict[str, Path] = {}
 
-    def upload(files: Mapping[str, Path], *_: Any) -> str:
+    def taking(files: Mapping[str, Path], *_: Any) -> str:
         taken.update(files)
         return ""
 
@@ -661,8 +661,8 @@ def test_weights_go_up_from_where_they_are(mine: Path, monkeypatch: pytest.Monke
         assert not list(folder.rglob("*.safetensors"))
         return []
 
-    monkeypatch.setattr(publish, "upload", upload)
-    monkeypatch.setattr(gallery, "write_gallery", write_gallery)
+    monkeypatch.setattr(upload, "upload", taking)
+    monkeypatch.setattr(repository, "write_gallery", write_gallery)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert cli.main(["publish", "someone/mine", "--checkpoint", str(mine)]) == 0
     name = "unet/diffusion_pytorch_model.safetensors"

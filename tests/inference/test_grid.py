@@ -12,7 +12,12 @@ from PIL import Image, ImageFont
 
 from instantstyle import tiny
 from instantstyle.commands import cli
-from instantstyle.inference import grid, recipe, sheet
+from instantstyle.commands.grid import spread
+from instantstyle.inference import grid, sheet
+from instantstyle.inference.inputs import open_picture
+from instantstyle.inference.recipe import read_recipe
+from instantstyle.inference.request import Request
+from instantstyle.inference.session import Painting, Session
 from instantstyle.inference.sheet import Sheet
 from instantstyle.tiny import world
 
@@ -151,7 +156,7 @@ def paint(pipe, prompt: str, reference: str, targets, **arguments) -> np.ndarray
 
 def cut(path: Path, row: int, column: int, rows: int = 4, columns: int = 4) -> np.ndarray:
     """Cut one cell out of a grid, at its picture's own size."""
-    shown = recipe.read_recipe(path)
+    shown = read_recipe(path)
     labels = [prompt for _ in shown["references"] for prompt in shown["prompts"]]
     plan = Sheet(
         [[Image.new("RGB", (64, 64))] * columns] * rows, columns=["reference", *shown["methods"]], rows=labels
@@ -181,7 +186,7 @@ def test_the_same_command_gives_the_same_bytes(made, references, tmp_path):
 
 
 def test_the_recipe_is_whole_and_tells_no_local_path(made, references):
-    found = recipe.read_recipe(made)
+    found = read_recipe(made)
     assert (found["model"], found["adapter"]) == ("tiny", "tiny:sdxl_models/ip-adapter_sdxl.safetensors")
     assert [reference["file"] for reference in found["references"]] == ["0.png", "1.png"]
     assert found["references"][0]["sha256"] != found["references"][1]["sha256"]
@@ -192,23 +197,35 @@ def test_the_recipe_is_whole_and_tells_no_local_path(made, references):
         assert str(Path(place).parent).encode() not in made.read_bytes()
 
 
-def test_each_reference_has_its_content(pipe, references):
-    pictures = [Image.open(path) for path in references]
-    pipe.set_target_blocks("all", scale=0.8)
-    sampling = grid.Sampling(seed=3, steps=1, guidance=5.0, content_scale=0.5)
-    cells = [[grid.Cell("a heart", pictures[0], {"all": 1.0}, content)] for content in ("a ring", "a square", None)]
-    painted = [pixels(row[0]) for row in grid.paint(pipe, cells, sampling, bars=False)]
+def test_each_reference_has_its_content(session, pipe, references):
+    pictures = [open_picture("--reference", references[0])] * 3
+    base = Request(prompt="", seed=3, steps=1, guidance=5.0, scale=0.8, content_scale=0.5)
+    contents = ("a ring", "a square", None)
+    rows = grid.requests(base, pictures, contents, ["a heart"], [(("all", 1.0),)])
+    painted = [pixels(row[0].image) for row in grid.paint(session, rows)]
     removed = {"neg_content_prompt": "a ring", "neg_content_scale": 0.5}
     assert (painted[0] == paint(pipe, "a heart", references[0], "all", **removed)).all()
     assert all((first != second).any() for first, second in combinations(painted, 2))
-    assert grid.spread(["a ring"], 2) == ["a ring", "a ring"]
-    assert grid.spread(["a ring", "a square"], 2) == ["a ring", "a square"]
+    assert spread(["a ring"], 2) == ["a ring", "a ring"]
+    assert spread(["a ring", "a square"], 2) == ["a ring", "a square"]
+
+
+def test_cells_that_are_equal_are_painted_once(session, references, monkeypatch):
+    asked, original = [], Session.paint
+    monkeypatch.setattr(Session, "paint", lambda *given: asked.extend(given[1]) or original(*given))
+    pictures = [open_picture("--reference", path) for path in (*references, references[0])]
+    base = Request(prompt="", seed=3, steps=1)
+    methods = [None, (("all", 1.0),)]
+    rows = grid.requests(base, pictures, [None] * 3, ["a heart"], methods)
+    painted = grid.paint(session, rows)
+    assert len(asked) == 3  # one without a reference, and two references
+    assert painted[0][0] is painted[1][0] and painted[0][1] is painted[2][1] is not painted[1][1]
 
 
 def test_the_worlds_own_references_and_prompts():
     drawn = grid.draw_references()
-    assert [one.source for one in grid.draw_references()] == [one.source for one in drawn]
-    words = [word for one in drawn for word in one.source["drawn"].values()]
+    assert [one.written for one in grid.draw_references()] == [one.written for one in drawn]
+    words = [word for one in drawn for word in one.written["drawn"].values()]
     assert len(drawn) == grid.DRAWN
     assert len(set(words)) == len(words) == 4 * grid.DRAWN
     prompted = " ".join(grid.PROMPTS)
@@ -220,21 +237,22 @@ def test_the_default_needs_no_arguments(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def paint(pipe, cells, sampling, bars):
+    def paint(session, cells, progress):
         asked.extend(cells)
-        return [[Image.new("RGB", (64, 64)) for _ in row] for row in cells]
+        return [[Painting(Image.new("RGB", (64, 64)), {}) for _ in row] for row in cells]
 
     monkeypatch.setattr(grid, "paint", paint)
     assert cli.main(["grid"]) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("grid.png\n", "")
     assert [cell.prompt for row in asked for cell in row] == [p for p in grid.PROMPTS for _ in range(3)] * 3
-    assert [cell.targets for cell in asked[0]] == [None, {"all": 1.0}, {"style": 1.0}]
+    assert [bool(cell.style) for cell in asked[0]] == [False, True, True]
+    assert [cell.target_blocks for cell in asked[0][1:]] == [(("all", 1.0),), (("style", 1.0),)]
 
 
 def test_a_wide_sheet_has_a_row_for_each_reference(references, tmp_path, monkeypatch):
     """And the same pictures as one with a row for each prompt."""
-    painted = shades(4, 3, (64, 64))
+    painted = [[Painting(picture, {}) for picture in row] for row in shades(4, 3, (64, 64))]
     monkeypatch.setattr(grid, "paint", lambda *_: painted)
     make(tmp_path / "tall.png", references)
     make(tmp_path / "wide.png", references, "--wide")
@@ -257,7 +275,7 @@ def test_a_wide_sheet_has_a_row_for_each_reference(references, tmp_path, monkeyp
         (["--reference", "{text}"], "--reference: {text} is not a picture"),
         (["--method", "plain", "sytle"], "names 'sytle'"),
         (["--method", "up_blocks.7"], "names 'up_blocks.7'"),
-        (["--method", "style=x"], "--method: expected a number, got 'x'"),
+        (["--method", "style=x"], "--method: expected NAME or NAME=SCALE"),
         (["--method", "style,,layout"], "--method: expected NAME or NAME=SCALE"),
         (
             ["--content", "a ring", "a star"],

@@ -17,8 +17,9 @@ from matplotlib.transforms import BboxBase
 
 from instantstyle import tiny
 from instantstyle.commands import cli
-from instantstyle.inference import session
-from instantstyle.lab import conditions, evaluate, metrics, pictures, plot, results, tables
+from instantstyle.inference.request import Machine
+from instantstyle.inference.session import Session
+from instantstyle.lab import conditions, evaluation, metrics, pictures, plot, results, tables, verdicts
 from instantstyle.lab.conditions import Condition
 from instantstyle.lab.pairs import POOL, SPLITS, Pairs, make_seed, sample_pairs
 from instantstyle.tiny import judges, world
@@ -36,8 +37,8 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipe(checkpoint):
-    return session.load_pipeline(str(checkpoint))
+def session(checkpoint):
+    return Session(Machine(model=str(checkpoint), device="cpu", dtype="float32"))
 
 
 def make_verdicts(pairs: Pairs, seeds: int = 1) -> Verdicts:
@@ -46,27 +47,27 @@ def make_verdicts(pairs: Pairs, seeds: int = 1) -> Verdicts:
     return Verdicts(**{name: column[:, None].repeat(1, seeds) for name, column in columns.items()})
 
 
-def simulate(task: evaluate.Task, right: float = 0.8, taken: float = 0.7) -> dict:
-    """Stand in for `evaluate.work`: verdicts drawn from the condition's name and the rows, and a grey example."""
+def simulate(task: verdicts.Task, right: float = 0.8, taken: float = 0.7) -> dict:
+    """Stand in for `verdicts.work`: verdicts drawn from the condition's name and the rows, and a grey example."""
     pairs = task.setup.chosen_pairs()[task.rows.start : task.rows.stop]
     rng = np.random.default_rng(make_seed(task.condition.key(), task.rows.start))
-    verdicts = make_verdicts(pairs, task.setup.seeds)
+    seen = make_verdicts(pairs, task.setup.seeds)
     size = (len(pairs), task.setup.seeds)
     leaks = torch.from_numpy(rng.random(size) > right)
-    verdicts.shape = torch.where(leaks, pairs.references.shape[:, None], verdicts.shape)
+    seen.shape = torch.where(leaks, pairs.references.shape[:, None], seen.shape)
     for name in ("palette", "background", "texture"):
         lost = torch.from_numpy(rng.random(size) > taken)
-        setattr(verdicts, name, (getattr(verdicts, name) + lost) % len(world.NAMES[name]))
-    columns = {name: value.tolist() for name, value in vars(verdicts).items()}
+        setattr(seen, name, (getattr(seen, name) + lost) % len(world.NAMES[name]))
+    columns = {name: value.tolist() for name, value in vars(seen).items()}
     picture = pictures.png_base64(world.to_picture(torch.full((3, 8, 8), 0.5)))
-    return {**columns, "examples": [picture for row in task.rows if row < evaluate.EXAMPLES]}
+    return {**columns, "examples": [picture for row in task.rows if row < verdicts.EXAMPLES]}
 
 
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch, capsys):
     """Run `instantstyle evaluate` with simulated pictures: its exit code, output, and the tasks that it worked on."""
 
-    def run(*words: str, work=simulate, code: int = 0) -> tuple[str, str, list[evaluate.Task]]:
+    def run(*words: str, work=simulate, code: int = 0) -> tuple[str, str, list[verdicts.Task]]:
         done = []
 
         def recorded(task):
@@ -74,7 +75,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
             done.append(task)
             return result
 
-        monkeypatch.setattr(evaluate, "work", recorded)
+        monkeypatch.setattr(verdicts, "work", recorded)
         words = ("evaluate", "--model", str(checkpoint), "-o", str(tmp_path / "out"), "--processes", "1", *words)
         assert cli.main(words) == code
         captured = capsys.readouterr()
@@ -141,18 +142,6 @@ def test_conditions_that_contradict_themselves_are_refused(arguments, message):
         Condition("a", **arguments)
 
 
-def test_comfyui_numbers_are_sdxls_groups(pipe):
-    from instantstyle.core import attention_blocks
-
-    assert sorted(attention_blocks(pipe.unet)) == sorted(conditions.COMFYUI_GROUPS)
-    named = {
-        name: [conditions.COMFYUI_GROUPS[n] for n in numbers] for name, numbers in conditions.COMFYUI_PRESETS.items()
-    }
-    assert named["style transfer"] == ["up_blocks.0.attentions.1"]
-    assert named["composition"] == ["down_blocks.2.attentions.1"]
-    assert set(conditions.COMFYUI_GROUPS) - set(named["strong style transfer"]) == {"down_blocks.2.attentions.1"}
-
-
 @pytest.mark.parametrize("split", SPLITS)
 def test_references_never_show_what_the_prompt_asks_for(split):
     pairs = sample_pairs(POOL, split)
@@ -205,43 +194,43 @@ KINDS = [
 
 
 @pytest.mark.parametrize("condition", KINDS, ids=lambda condition: condition.name)
-def test_a_row_of_a_batch_equals_the_pair_alone(pipe, condition):
+def test_a_row_of_a_batch_equals_the_pair_alone(session, condition):
     pairs, told = sample_pairs(3, "selection"), []
-    batched = pictures.make_pictures(pipe, condition, pairs, (0, 1), steps=STEPS, batch=4, progress=told.append)
-    side = pictures.picture_size(pipe)
+    batched = pictures.make_pictures(session, condition, pairs, (0, 1), steps=STEPS, batch=4, progress=told.append)
+    side = pictures.picture_size(session.pipe)
     assert batched.shape == (3, 2, 3, side, side)
     assert told == [4, 2]
-    alone = pictures.make_pictures(pipe, condition, pairs[2:], (1,), steps=STEPS)
+    alone = pictures.make_pictures(session, condition, pairs[2:], (1,), steps=STEPS)
     assert (batched[2, 1] - alone[0, 0]).abs().max() <= PIXEL_TOLERANCE
     for other in (batched[1, 1], batched[2, 0]):
         assert (other - alone[0, 0]).abs().max() > 100 * PIXEL_TOLERANCE
 
 
-def test_every_condition_starts_from_the_same_noise(pipe):
+def test_every_condition_starts_from_the_same_noise(session):
     pairs = sample_pairs(2, "selection")
     none, silent = Condition("none", "none"), Condition("silent", scale=0.0)
-    made = [pictures.make_pictures(pipe, one, pairs, (0,), steps=STEPS) for one in (none, silent)]
+    made = [pictures.make_pictures(session, one, pairs, (0,), steps=STEPS) for one in (none, silent)]
     assert (made[0] - made[1]).abs().max() <= PIXEL_TOLERANCE
-    loud = pictures.make_pictures(pipe, Condition("plain", scale=2.0), pairs, (0,), steps=STEPS)
+    loud = pictures.make_pictures(session, Condition("plain", scale=2.0), pairs, (0,), steps=STEPS)
     assert (made[0] - loud).abs().max() > 100 * PIXEL_TOLERANCE
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.55, 0.7, 0.9, 1.0])
-def test_image_to_image_runs_as_many_steps_as_the_others(pipe, strength):
+def test_image_to_image_runs_as_many_steps_as_the_others(session, strength):
     pairs, condition = sample_pairs(1, "selection"), Condition("i", "img2img", strength=strength)
-    arguments = pictures.call_arguments(pipe, condition, pairs, [0], steps=16)
+    arguments = pictures.arguments_for(session.pipe, condition, pairs, [0], steps=16)
     assert int(arguments["num_inference_steps"] * strength) == 16
 
 
-def test_words_of_each_method(pipe):
+def test_words_of_each_method(session):
     pairs = sample_pairs(2, "selection")
     words = pairs.references.words(1)
-    plain = pictures.call_arguments(pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
+    plain = pictures.arguments_for(session.pipe, Condition("a", content=0.5), pairs, [1, 1], STEPS)
     assert plain["prompt"] == [pairs.prompt(1)] * 2
     assert plain["neg_content_prompt"] == [[f"a {words['shape']}"] * 2]
-    bare = pictures.call_arguments(pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
+    bare = pictures.arguments_for(session.pipe, Condition("a", content=0.5, phrasing="the {}"), pairs, [1], STEPS)
     assert bare["neg_content_prompt"] == [[f"the {words['shape']}"]]
-    named = pictures.call_arguments(pipe, Condition("a", "prompt"), pairs, [1], STEPS)
+    named = pictures.arguments_for(session.pipe, Condition("a", "prompt"), pairs, [1], STEPS)
     assert all(words[name] in named["prompt"][0] for name in ("palette", "background", "texture"))
     assert words["shape"] not in named["prompt"][0]
     assert "ip_adapter_image" not in named
@@ -383,7 +372,7 @@ def test_a_share_of_none_or_all_has_an_interval_too(count, end):
 
 
 def test_pictures_from_the_command_line(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "STEPS", STEPS)
+    monkeypatch.setitem(tiny.SAMPLING, "steps", STEPS)
     path = tmp_path / "conditions.json"
     path.write_text(json.dumps([{"name": "none", "method": "none"}, {"name": "style", "target_blocks": "style"}]))
     words = ["--pairs", "3", "--seeds", "2", "--processes", "1", "--conditions", str(path), "-o", str(tmp_path)]
@@ -396,7 +385,7 @@ def test_pictures_from_the_command_line(checkpoint, tmp_path, monkeypatch, capsy
 
     condition, setup = Condition("none", "none"), found["setup"]
     made = pictures.make_pictures(
-        session.load_pipeline(str(checkpoint)), condition, sample_pairs(3, "reporting"), (0, 1), steps=setup["steps"]
+        Session(Machine(model=str(checkpoint))), condition, sample_pairs(3, "reporting"), (0, 1), steps=setup["steps"]
     )
     expected = judges.Judges.load(checkpoint)(made.flatten(0, 1))
     (saved,) = [
@@ -435,14 +424,14 @@ def test_a_second_run_makes_nothing_again(run, tmp_path):
 
 
 def test_another_checkpoint_is_judged_anew(checkpoint, tmp_path):
-    before = evaluate.fingerprint(checkpoint)
+    before = evaluation.digest_of(checkpoint)
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
-    assert evaluate.fingerprint(copy) == before
+    assert evaluation.digest_of(copy) == before
     setup = [results.Setup(str(folder), before, "reporting", 2, 1, 16, 3.5) for folder in (checkpoint, copy)]
     assert setup[0].key(conditions.PLAIN) == setup[1].key(conditions.PLAIN)
     (copy / "model_index.json").write_text((copy / "model_index.json").read_text() + "\n")
-    assert evaluate.fingerprint(copy) != before
+    assert evaluation.digest_of(copy) != before
 
 
 def test_verdicts_are_kept_by_all_that_they_were_made_with():
@@ -481,7 +470,7 @@ def interruptible():
 
 
 def test_two_processes_answer_in_order_and_leave_interrupts_to_the_first(interruptible):
-    with evaluate.mapping(2) as each:
+    with verdicts.mapping(2) as each:
         assert list(each(operator.neg, range(20))) == [-number for number in range(20)]
         assert list(each(signal.getsignal, [signal.SIGINT] * 4)) == [signal.SIG_IGN] * 4
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
@@ -491,12 +480,12 @@ def test_two_processes_answer_in_order_and_leave_interrupts_to_the_first(interru
 
 
 def test_curves_and_a_page_that_needs_no_network(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "CURVE_PAIRS", 32)
+    monkeypatch.setattr(evaluation, "CURVE_PAIRS", 32)
     out, _, _ = run("--curves", "--pairs", "12", "--seeds", "1")
-    assert "ComfyUI strong style transfer" in out
+    assert "style named in the prompt" in out
     page = (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
-    assert len(sources) == 1 + evaluate.EXAMPLES * (1 + len(conditions.headline_conditions()))
+    assert len(sources) == 1 + verdicts.EXAMPLES * (1 + len(conditions.headline_conditions()))
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     for source in sources:
         page = page.replace(source, "")
@@ -606,8 +595,8 @@ def test_options_that_cannot_be_are_refused(run, words, message):
         ("[1]", 'an object with a "name"'),
         ('[{"name": "a", "blocks": "style"}]', "'blocks' is unknown; expected some of name, method"),
         ('[{"name": "a"}, {"name": "a"}]', "a name twice"),
-        ('[{"name": "a", "scale": "1"}]', "`scale` must be a number"),
-        ('[{"name": "a", "target_blocks": "stile"}]', "condition 'a': `target_blocks` names 'stile'"),
+        ('[{"name": "a", "scale": "1"}]', '"scale" must be a number'),
+        ('[{"name": "a", "target_blocks": "stile"}]', "condition 'a': \"target_blocks\" names 'stile'"),
         ('[{"name": "a", "target_blocks": {"style": "x"}}]', "condition 'a'"),
         ('[{"name": "a", "target_blocks": 3}]', "condition 'a'"),
     ],

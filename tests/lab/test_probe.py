@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from instantstyle import tiny
 from instantstyle.commands import cli
 from instantstyle.core import AdapterFile
-from instantstyle.inference import grid, recipe
-from instantstyle.lab import findings, presets, probe, probe_report
+from instantstyle.inference import grid
+from instantstyle.inference.recipe import read_recipe
+from instantstyle.inference.request import Request
+from instantstyle.inference.session import Session
+from instantstyle.lab import ablation, findings, observers, presets, probe_report
 from instantstyle.lab.pairs import make_seed
-from instantstyle.lab.proposal import propose, propose_by_proxy
-from instantstyle.tiny import judges
+from instantstyle.lab.proposal import Proposal, propose
 
 
 EVERY = ("down", "mid", "up.0", "up.1")
@@ -54,7 +55,7 @@ def measure(groups: tuple[str, ...], world=WORLD) -> dict[str, float]:
     return {name: value + sum(world[group][name] for group in groups) for name, value in NOTHING.items()}
 
 
-def conclude(world=WORLD) -> tuple[probe.Proposal, list[tuple[str, ...]]]:
+def conclude(world=WORLD) -> tuple[Proposal, list[tuple[str, ...]]]:
     """Propose and measure what is wanted, as the probe does; also give what was wanted."""
     scores = {groups: measure(groups, world) for groups in findings.plan(tuple(world))}
     wanted = []
@@ -108,34 +109,13 @@ def test_layout_is_not_taken_from_style():
     assert conclude(world | {"down": effect(nearer=0.4)})[0].layout == ()
 
 
-@pytest.mark.parametrize("rule", [propose, propose_by_proxy])
 @pytest.mark.parametrize("missing", [(), ("mid",)])
-def test_a_table_that_lacks_an_entry_is_refused(rule, missing):
+def test_a_table_that_lacks_an_entry_is_refused(missing):
     entries = [(), EVERY, *((group,) for group in EVERY)]
     scores = {groups: measure(groups) for groups in entries if groups != missing}
     for table in (scores, {(): measure(())}, {}):
         with pytest.raises(ValueError, match="`scores` must hold"):
-            rule(table)
-
-
-def likeness(reference: float, prompt: float | None = None) -> dict[str, float]:
-    return {"reference_likeness": reference} | ({} if prompt is None else {"prompt_likeness": prompt})
-
-
-def test_the_proxys_proposal():
-    scores = {(): likeness(0.3, 0.30), EVERY: likeness(0.8, 0.20)}
-    scores |= {("down",): likeness(0.7, 0.21), ("mid",): likeness(0.31, 0.31), ("up.0",): likeness(0.6, 0.29)}
-    proposal = propose_by_proxy({**scores, ("up.1",): likeness(0.2, 0.30)})
-    assert (proposal.style, proposal.layout, proposal.wanted) == (("up.0",), (), ())
-    assert "gains 60%" in proposal.reasons[0]
-    assert "loses 10%" in proposal.reasons[0]
-    blind = {groups: likeness(one["reference_likeness"]) for groups, one in scores.items()} | {
-        ("up.1",): likeness(0.2)
-    }
-    assert propose_by_proxy(blind).style == ("down",)
-    assert "prompt" not in propose_by_proxy(blind).reasons[0]
-    nothing = dict.fromkeys([(), EVERY, *((group,) for group in EVERY)], likeness(0.3, 0.3))
-    assert propose_by_proxy(nothing).style == ()
+            propose(table)
 
 
 def differ(first: list[Image.Image], second: list[Image.Image]) -> bool:
@@ -143,28 +123,26 @@ def differ(first: list[Image.Image], second: list[Image.Image]) -> bool:
 
 
 @pytest.fixture
-def scorers(pipe) -> dict[str, findings.Scorer]:
-    references = [reference.image for reference in grid.draw_references()[:2]]
-    jury = judges.Judges.load(tiny.path())
-    return {
-        "judges": probe.Judged(pipe, jury, pairs=2, seed=5, steps=1, guidance=5.0),
-        "proxy": probe.ByProxy(pipe, references, ["a heart"], grid.Sampling(seed=5, steps=1, guidance=5.0)),
-    }
+def watching(session) -> dict[str, observers.Observer]:
+    """Let the judges look at drawn pairs, and a person at two references of another size."""
+    base = Request(prompt="", seed=5, steps=1, guidance=5.0)
+    examples = [(reference, "a heart") for reference in grid.draw_references()[:2]]
+    return {"judges": observers.Jury(session, 2, base), "person": observers.Viewer(session, examples, base)}
 
 
-@pytest.mark.parametrize("kind", ["judges", "proxy"])
-def test_one_group_is_what_set_target_blocks_does(kind, scorers, pipe):
-    scorer = scorers[kind]
+@pytest.mark.parametrize("kind", ["judges", "person"])
+def test_one_group_is_what_set_target_blocks_does(kind, watching, pipe):
+    observer = watching[kind]
     told = []
     group = "up_blocks.1.attentions.2"
-    assert group in probe.attention_groups(pipe)
-    finding = scorer.measure((group,), told.append)
-    assert sum(told) == scorer.count == len(finding.pictures) == 2
+    assert group in ablation.attention_groups(pipe)
+    finding = observer.look((group,), told.append)
+    assert sum(told) == observer.count == len(finding.pictures) == 2
     pipe.set_target_blocks(group)
     seeds = [5, 5]
     if kind == "judges":
-        seeds = [make_seed("selection", int(number), 5) for number in scorer.pairs.numbers]
-    for picture, (reference, prompt), seed in zip(finding.pictures, scorer.shown, seeds, strict=True):
+        seeds = [make_seed("selection", int(number), 5) for number in observer.pairs.numbers]
+    for picture, (reference, prompt), seed in zip(finding.pictures, observer.shown, seeds, strict=True):
         own = pipe(
             prompt,
             ip_adapter_image=reference,
@@ -174,59 +152,33 @@ def test_one_group_is_what_set_target_blocks_does(kind, scorers, pipe):
         # The judges' pictures are made in batches, where a channel may be rounded the other way.
         distance = np.abs(np.asarray(own, dtype=int) - np.asarray(picture, dtype=int)).max()
         assert distance <= (kind == "judges")
-    everything = scorer.measure(probe.attention_groups(pipe), told.append)
-    nothing = scorer.measure((), told.append)
+    everything = observer.look(ablation.attention_groups(pipe), told.append)
+    nothing = observer.look((), told.append)
     for first, second in ((finding, everything), (finding, nothing), (everything, nothing)):
         assert differ(first.pictures, second.pictures)
-    assert set(finding.scores) >= set(scorer.columns)
-
-
-def test_the_proxys_scores_are_cosines(scorers, pipe):
-    scorer = scorers["proxy"]
-    reference, prompt = scorer.shown[0]
-    own = pipe.image_encoder(pipe.feature_extractor(images=[reference], return_tensors="pt").pixel_values).image_embeds
-    assert torch.allclose(scorer.references[0] * own.norm(), own[0], atol=1e-4)
-    ids = pipe.tokenizer_2([prompt], padding="max_length", return_tensors="pt").input_ids
-    text = pipe.text_encoder_2(ids).text_embeds
-    assert torch.allclose(scorer.prompts[0] * text.norm(), text[0], atol=1e-4)
-    cosine = torch.cosine_similarity(own, text).item()
-    assert float(scorer.references[0] @ scorer.prompts[0]) == pytest.approx(cosine, abs=1e-5)
-
-
-def test_prompts_of_another_space_are_left_out(pipe):
-    narrow = SimpleNamespace(config=SimpleNamespace(projection_dim=7), text_projection=None)
-    other = SimpleNamespace(
-        text_encoder_2=narrow,
-        image_encoder=pipe.image_encoder,
-        feature_extractor=pipe.feature_extractor,
-        _execution_device=pipe._execution_device,
-    )
-    picture = Image.new("RGB", (64, 64))
-    for one in (other, SimpleNamespace(**{k: v for k, v in vars(other).items() if k != "text_encoder_2"})):
-        scorer = probe.ByProxy(one, [picture], ["a heart"], grid.Sampling(0, 1, 5.0))
-        assert list(scorer.columns) == ["reference_likeness"]
-        assert probe.NO_PROMPT_NOTE in scorer.notes
+    assert set(finding.scores) >= (set(probe_report.COLUMNS) if kind == "judges" else set())
+    assert bool(finding.scores) == (kind == "judges")
 
 
 class Additive:
-    """A scorer of made-up numbers that can be interrupted."""
+    """An observer of made-up numbers that can be interrupted."""
 
-    name, notes, columns, count = "made up", ["made up"], {"palette": ".2f"}, 1
+    count, settings = 1, {}
 
     def __init__(self, patience: int = 1000) -> None:
         self.shown = [(Image.new("RGB", (8, 8)), "a heart")] * 2
         self.patience, self.measured = patience, []
 
-    def measure(self, groups, progress) -> findings.Finding:
+    def look(self, groups, progress) -> findings.Finding:
         if len(self.measured) == self.patience:
             raise KeyboardInterrupt
         self.measured.append(groups)
         progress(1)
         scores = {name: {"mean": mean, "low": mean, "high": mean} for name, mean in measure(groups).items()}
         shade = len(self.measured)
-        return findings.Finding(groups, scores, [Image.new("RGB", (8, 8), (shade, 0, n)) for n in range(2)])
+        return findings.Finding(groups, [Image.new("RGB", (8, 8), (shade, 0, n)) for n in range(2)], scores)
 
-    def propose(self, scores) -> probe.Proposal:
+    def propose(self, scores) -> Proposal:
         return propose(scores)
 
 
@@ -234,27 +186,27 @@ def test_an_interrupted_probe_goes_on_where_it_was(tmp_path):
     whole = Additive()
     for name in ("whole", "kept"):
         (tmp_path / name).mkdir()
-    findings, proposal = probe.search(whole, EVERY, tmp_path / "whole")
+    findings, proposal = ablation.search(whole, EVERY, tmp_path / "whole")
     first, second, third = Additive(patience=4), Additive(patience=8), Additive()
     for part in (first, second):
         with pytest.raises(KeyboardInterrupt):
-            probe.search(part, EVERY, tmp_path / "kept")
-    resumed, again = probe.search(third, EVERY, tmp_path / "kept")
+            ablation.search(part, EVERY, tmp_path / "kept")
+    resumed, again = ablation.search(third, EVERY, tmp_path / "kept")
     assert first.measured + second.measured + third.measured == whole.measured
     assert len(set(whole.measured)) == len(whole.measured)
     assert again == proposal
     assert {groups: one.scores for groups, one in resumed.items()} == {g: one.scores for g, one in findings.items()}
     last = Additive()
-    kept, _ = probe.search(last, EVERY, tmp_path / "kept")
+    kept, _ = ablation.search(last, EVERY, tmp_path / "kept")
     assert last.measured == []
     for groups, finding in resumed.items():
         assert not differ(finding.pictures, kept[groups].pictures)
 
 
 def test_the_picture_shows_each_group_alone_and_all_but_it(tmp_path):
-    scorer = Additive()
-    found, _ = probe.search(scorer, EVERY, tmp_path)
-    drawn = {colour for _, colour in probe_report.draw(scorer, found, EVERY).getcolors(2**24)}
+    found, proposal = ablation.search(Additive(), EVERY, tmp_path)
+    probed = ablation.Probed({}, Additive().shown, EVERY, found, proposal)
+    drawn = {colour for _, colour in probe_report.draw_sheet(probed).getcolors(2**24)}
     shown = {groups for groups in found if any(one.getpixel((0, 0)) in drawn for one in found[groups].pictures)}
     assert shown == set(findings.plan(EVERY)) < set(found)
     for groups in shown:
@@ -268,48 +220,33 @@ def reference(tmp_path_factory) -> str:
     return str(path)
 
 
-def test_by_proxy_from_the_command_line(tmp_path, reference, capsys, monkeypatch, pipe):
-    saved = tmp_path / "with-presets.safetensors"
+def test_examples_from_the_command_line(tmp_path, reference, capsys, monkeypatch, pipe):
+    """One sheet to look at, with its recipe, and no number; nothing is painted twice."""
     words = ["probe", "--reference", reference, "--prompt", "a heart", "--steps", "1", "--device", "cpu"]
     words += ["-o", str(tmp_path / "out")]
     made = []
-    paint = grid.paint_cell
-    monkeypatch.setattr(
-        grid, "paint_cell", lambda pipe, cell, sampling: made.append(cell) or paint(pipe, cell, sampling)
-    )
+    paint = Session.paint
+    monkeypatch.setattr(Session, "paint", lambda self, requests: made.extend(requests) or paint(self, requests))
     assert cli.main(words) == 0
-    captured = capsys.readouterr()
-    every = probe.attention_groups(pipe)
+    every = ablation.attention_groups(pipe)
     assert len(made) == 2 + 2 * len(every)
-    assert "These scores are a proxy" in captured.out
-    assert captured.out.endswith(f"\n{tmp_path}/out/probe.png\n{tmp_path}/out/probe.json\n")
-    found = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert found["scored_by"] == "proxy"
-    assert found["notes"][0].startswith("These scores are a proxy")
+    assert capsys.readouterr().out == f"{tmp_path}/out/probe.png\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["conditions", "probe.png"]
+    found = read_recipe(tmp_path / "out" / "probe.png")
     assert tuple(found["groups"]) == every
-    names = [one["name"] for one in found["conditions"]]
-    assert names == ["no reference", "all", *every, *(f"all but {group}" for group in every)]
+    assert (found["examples"][0]["prompt"], found["examples"][0]["reference"]["file"]) == ("a heart", "drawn.png")
     assert str(Path(reference).parent) not in json.dumps(found)
     with Image.open(tmp_path / "out" / "probe.png") as picture:
         assert picture.width > 128 * (3 + len(every))
-    assert recipe.read_recipe(tmp_path / "out" / "probe.png")["scored_by"] == "proxy"
 
     made.clear()
-    code = cli.main([*words, "--save", str(saved)])
-    captured = capsys.readouterr()
+    assert cli.main(words) == 0
     assert made == []
-    presets = found["proposal"]["presets"]
-    if not presets:
-        assert (code, saved.exists()) == (2, False)
-        assert "--save: nothing was written" in captured.err
-    else:
-        assert code == 0
-        assert AdapterFile(saved).presets == AdapterFile(ADAPTER).presets | presets
 
 
 def test_what_decides_the_result_has_its_own_folder(tmp_path, reference, monkeypatch):
     kept = []
-    monkeypatch.setattr(probe, "search", lambda scorer, every, folder, bars: kept.append(folder) or 1 / 0)
+    monkeypatch.setattr(ablation, "search", lambda scorer, every, folder, bars: kept.append(folder) or 1 / 0)
     words = ["probe", "--reference", reference, "--prompt", "a heart", "--device", "cpu", "-o", str(tmp_path)]
     for change in ([], [], ["--seed", "1"], ["--prompt", "a star"], ["--guidance", "2"], ["--steps", "2"]):
         with pytest.raises(ZeroDivisionError):
@@ -377,12 +314,16 @@ def test_a_copy_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_style_and_layout_together_are_never_another_models(pipe):
-    both = probe.Proposal(style=("a", "b"), layout=("c",))
-    assert probe.named_presets(both, pipe) == {"style": ["a", "b"], "layout": ["c"], "style+layout": ["a", "b", "c"]}
-    named = probe.named_presets(probe.Proposal(style=("a",)), pipe)
+    both = Proposal(style=("a", "b"), layout=("c",))
+    assert presets.named_presets(both, pipe.unet) == {
+        "style": ["a", "b"],
+        "layout": ["c"],
+        "style+layout": ["a", "b", "c"],
+    }
+    named = presets.named_presets(Proposal(style=("a",)), pipe.unet)
     assert named["style"] == ["a"]
     assert {"a"} < set(named["style+layout"])
-    assert probe.named_presets(probe.Proposal(layout=("c",)), pipe) == {}
+    assert presets.named_presets(Proposal(layout=("c",)), pipe.unet) == {}
 
 
 @pytest.mark.parametrize(
@@ -398,6 +339,10 @@ def test_style_and_layout_together_are_never_another_models(pipe):
         (["--save", "{folder}/adapter.bin"], "does not end in .safetensors"),
         (["--save", "{folder}/none/a.safetensors"], "--save: the folder {folder}/none does not exist"),
         (["--save", "{folder}/a.safetensors", "--adapter", "{bin}"], "--save: adapter.bin is not a .safetensors file"),
+        (
+            ["--prompt", "a heart", "--save", "{folder}/a.safetensors"],
+            "--save: presets are concluded from what judges",
+        ),
         (["--pairs", "0"], "--pairs: expected a whole number above 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -410,5 +355,5 @@ def test_a_mistake_is_told_before_anything_is_made(words, message, tmp_path, mon
         (tmp_path / "model" / part).symlink_to(tiny.path() / part)
     places = {name: str(tmp_path / name) for name in ("model", "none")}
     places |= {"folder": str(tmp_path), "text": str(tmp_path / "text.png"), "bin": str(tmp_path / "adapter.bin")}
-    monkeypatch.setattr(probe, "search", lambda *_: pytest.fail("it was probed"))
+    monkeypatch.setattr(ablation, "search", lambda *_: pytest.fail("it was probed"))
     assert_refused(["probe", "-o", "{folder}/out", *words], message, places)

@@ -15,8 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from instantstyle import StableDiffusionXLInstantStylePipeline, tiny
+from instantstyle import tiny
 from instantstyle.core import attention_blocks
+from instantstyle.inference.request import Machine
+from instantstyle.inference.session import Session
 from instantstyle.lab.conditions import NO_REFERENCE, PLAIN, STYLE, Condition
 from instantstyle.lab.metrics import score
 from instantstyle.lab.pairs import Pairs, sample_pairs
@@ -184,12 +186,11 @@ def test_the_same_seed_the_same_picture_another_another(pipe):
 
 def test_style_blocks_bring_the_style_and_leave_the_content():
     """What the project is for, by what it ships. Held against other references, as a twin, no style is matched."""
-    pipe = StableDiffusionXLInstantStylePipeline.from_pretrained(tiny.path())
-    pipe.load_ip_adapter(tiny.path(), "sdxl_models", "ip-adapter_sdxl.safetensors", target_blocks="all")
-    pipe.set_progress_bar_config(disable=True)
+    session = Session(Machine(device="cpu"))
     pairs, jury = sample_pairs(24, "selection"), Judges.load()
     pictures = {
-        condition: jury(make_pictures(pipe, condition, pairs, [0])[:, 0]) for condition in (NO_REFERENCE, PLAIN, STYLE)
+        condition: jury(make_pictures(session, condition, pairs, [0])[:, 0])
+        for condition in (NO_REFERENCE, PLAIN, STYLE)
     }
 
     def mean(condition: Condition, name: str, held_against: Pairs = pairs) -> float:

@@ -1,61 +1,58 @@
-"""`instantstyle export`: the plugin's Hub repository, as a folder."""
+"""The plugin's Hub repository, as a folder."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from instantstyle.console import calm
-from instantstyle.hub.checkpoint import Checkpoint, Take, copy_checkpoint, find_checkpoint
+from instantstyle.core import write_code
+from instantstyle.hub.card import write_card
+from instantstyle.hub.checkpoint import Checkpoint, Take, copy_checkpoint
+from instantstyle.hub.gallery import write_gallery
+from instantstyle.pipelines import variants
 from instantstyle.version import require
 
 
 ANYONE = "someone/instantstyle"  # in the card's examples, where no name is given yet
 
 
-def run(options: argparse.Namespace) -> None:
-    """Write the folder that the command line names; its path goes to standard output.
+def export(folder: str | os.PathLike[str], checkpoint: Checkpoint | None = None, bars: bool = False) -> Path:
+    """Write what `publish` uploads into a folder.
+
+    Args:
+        folder: A new or an empty folder.
+        checkpoint: What to put beside the plugin, as `find_checkpoint` finds it.
+        bars: Whether to show progress.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError, OSError: A user's mistake.
+        ValueError: Something is in the folder, or it cannot be made.
+
+    Example:
+        >>> export("repository", find_checkpoint("tiny"))
     """
-    folder = check_folder(options.folder)
-    bars = sys.stderr.isatty() and not options.quiet
-    with calm(bars), whole(folder) as scratch:
-        write_repository(scratch, ANYONE, None, chosen(options), shutil.copyfile, bars)
-    print(folder)
+    target = check_folder(folder)
+    with whole(target) as scratch:
+        write_repository(scratch, ANYONE, None, checkpoint, shutil.copyfile, bars)
+    return target
 
 
-def check_folder(text: str) -> Path:
+def check_folder(folder: str | os.PathLike[str]) -> Path:
     """Refuse a folder that something is in, or that cannot be made: what is left over in it would be published."""
-    folder = Path(text)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"FOLDER: {text} is there already; name a new or an empty folder.")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"FOLDER: the folder {folder.parent} does not exist.")
-    if not os.access(folder.absolute().parent, os.W_OK):
-        raise ValueError(f"FOLDER: {text} cannot be written.")
-    return folder
-
-
-def chosen(options: argparse.Namespace) -> Checkpoint | None:
-    """Find what `--checkpoint` names, and say so where nobody has named its license."""
-    if options.checkpoint is None:
-        return None
-    checkpoint = find_checkpoint(options.checkpoint)
-    if checkpoint.terms["license"] == "unknown":
-        print(
-            f"instantstyle: {options.checkpoint} has no README.md whose metadata names its license; "
-            'the card says "unknown".',
-            file=sys.stderr,
-        )
-    return checkpoint
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"`folder`: {path} is there already; name a new or an empty folder.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"`folder`: the folder {path.parent} does not exist.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"`folder`: {path} cannot be written.")
+    return path
 
 
 @contextmanager
@@ -88,17 +85,14 @@ def write_repository(
         ValueError: diffusers is too old for its modular blocks.
     """
     require("diffusers", (0, 40), "a repository, which holds blocks for Modular Diffusers,")
-    from instantstyle.core import write_code
-    from instantstyle.hub.card import write_card
-    from instantstyle.hub.gallery import write_gallery
     from instantstyle.pipelines.modular import InstantStyleXLBlocks
 
-    variants = write_variants(folder)
+    written = write_variants(folder)
     InstantStyleXLBlocks().save_pretrained(folder)
     if checkpoint is not None:
         copy_checkpoint(checkpoint, folder, write_code(checkpoint.host, folder), take)
     widget = write_gallery(folder, bars)
-    write_card(folder / "README.md", repo_id, revision, variants, widget, checkpoint)
+    write_card(folder / "README.md", repo_id, revision, written, widget, checkpoint)
 
 
 def write_variants(folder: Path) -> dict[str, str]:
@@ -107,9 +101,6 @@ def write_variants(folder: Path) -> dict[str, str]:
     Returns:
         Class -> file that loads it.
     """
-    from instantstyle.core import write_code
-    from instantstyle.pipelines import variants
-
     others = [cls for cls in vars(variants).values() if getattr(cls, "__module__", None) == variants.__name__]
     every = [variants.StableDiffusionXLInstantStylePipeline, *others]
     entries = [write_code(variant._instantstyle_host, folder) for variant in every]

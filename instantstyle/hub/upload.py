@@ -1,23 +1,21 @@
-"""`instantstyle publish`: the plugin's repository, on the Hub."""
+"""The plugin's repository, on the Hub."""
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instantstyle.console import calm, table
-from instantstyle.hub.export import chosen, write_repository
+from instantstyle.hub.checkpoint import Checkpoint
+from instantstyle.hub.repository import write_repository
 from instantstyle.version import __version__
 
 
 TOKEN = re.compile(r"[!-~]+")  # what a header can hold; anything else would be quoted in an error
-MEANINGS = {
+STATUSES = {
     401: "the token is not valid; log in again with `hf auth login`, or set HF_TOKEN",
     403: "the token may not write there; use one with write permission for this owner",
     404: "there is no such owner or branch, or the token may not see it",
@@ -26,29 +24,64 @@ MEANINGS = {
 """What the Hub's statuses mean to who publishes."""
 
 
-def run(options: argparse.Namespace) -> None:
-    """Publish, or list what would be; the commit's address or the list goes to standard output.
+def publish(
+    repo_id: str,
+    checkpoint: Checkpoint | None = None,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    bars: bool = False,
+) -> str:
+    """Write the plugin's repository, and upload it. It is made if it is not there.
+
+    What the Hub has already is not uploaded again, also where an earlier upload was interrupted. The token is that of
+    HF_TOKEN or of `hf auth login`.
+
+    Args:
+        repo_id: OWNER/NAME.
+        checkpoint: What to publish beside the plugin, as `find_checkpoint` finds it.
+        private: Whether others must not see it.
+        revision: The branch, which is made if it is not there; by default `main`.
+        bars: Whether to show progress.
+
+    Returns:
+        The address of the commit.
 
     Raises:
-        ValueError, OSError: A user's mistake, or what the Hub does not allow.
+        ValueError: There is no such name or no token, or it is to be private, but is there already and public.
+        OSError: The Hub refuses it, or cannot be reached.
+
+    Example:
+        >>> publish("someone/instantstyle", find_checkpoint("tiny"))
     """
-    repo_id = check_repo_id(options.repo_id)
-    token = "" if options.dry_run else find_token()
-    bars = sys.stderr.isatty() and not options.quiet
+    check_repo_id(repo_id)
+    token = find_token()
+    with written(repo_id, checkpoint, revision, bars) as files, explained(repo_id, token):
+        return upload(files, repo_id, private, revision, token)
+
+
+def list_files(
+    repo_id: str, checkpoint: Checkpoint | None = None, *, revision: str | None = None, bars: bool = False
+) -> dict[str, int]:
+    """Return what `publish` would upload, without the network: file -> bytes. Arguments are those of `publish`."""
+    check_repo_id(repo_id)
+    with written(repo_id, checkpoint, revision, bars) as files:
+        return {name: path.stat().st_size for name, path in files.items()}
+
+
+@contextmanager
+def written(
+    repo_id: str, checkpoint: Checkpoint | None, revision: str | None, bars: bool
+) -> Iterator[dict[str, Path]]:
+    """Give the files that the repository holds, by their names in it."""
     lent: dict[str, str] = {}  # where a file would be -> where it is: weights need not be written to be read once
-    with calm(bars), tempfile.TemporaryDirectory() as scratch:
-        write_repository(
-            Path(scratch), repo_id, options.revision, chosen(options), lambda file, to: lent.update({to: file}), bars
-        )
-        files = named(Path(scratch), lent)
-        if options.dry_run:
-            print(listing(files))
-            return
-        with explained(repo_id, token):
-            print(upload(files, repo_id, options.private, options.revision, token))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_repository(folder, repo_id, revision, checkpoint, lambda file, to: lent.update({to: file}), bars)
+        yield named(folder, lent)
 
 
-def check_repo_id(text: str) -> str:
+def check_repo_id(repo_id: str) -> None:
     """Refuse what is not OWNER/NAME.
 
     Raises:
@@ -57,12 +90,11 @@ def check_repo_id(text: str) -> str:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
-        validate_repo_id(text)
+        validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"REPO_ID: {error}") from error
-    if "/" not in text:
-        raise ValueError(f"REPO_ID: expected OWNER/NAME, got {text!r}.")
-    return text
+        raise ValueError(f"`repo_id`: {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"`repo_id`: expected OWNER/NAME, got {repo_id!r}.")
 
 
 def find_token() -> str:
@@ -89,30 +121,13 @@ def named(folder: Path, lent: Mapping[str, str]) -> dict[str, Path]:
     return {Path(place).relative_to(folder).as_posix(): path for place, path in sorted(files.items())}
 
 
-def listing(files: Mapping[str, Path]) -> str:
-    """List files with their sizes."""
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    rows = [*sorted(sizes.items()), (f"{len(sizes)} files", sum(sizes.values()))]
-    return table([[name, f"{size / 1e3:,.1f} kB"] for name, size in rows], right=(1,))
-
-
 def upload(files: Mapping[str, Path], repo_id: str, private: bool, revision: str | None, token: str) -> str:
-    """Upload files to a repository, which is made if it is not there, in one commit.
-
-    What the Hub has already is not uploaded again, also where an earlier upload was interrupted.
+    """Upload files to a repository, in one commit, and return its address.
 
     Args:
         files: Name in the repository -> file.
-        repo_id: OWNER/NAME.
-        private: Whether others must not see it.
-        revision: The branch, which is made if it is not there; by default `main`.
+        repo_id, private, revision: As for `publish`.
         token: To log in with.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ValueError: It is to be private, but is there already and public.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -120,7 +135,7 @@ def upload(files: Mapping[str, Path], repo_id: str, private: bool, revision: str
     api.create_repo(repo_id, private=private or None, exist_ok=True)
     if private and not api.model_info(repo_id).private:
         raise ValueError(
-            f"--private: {repo_id} is there already, and public; make it private in its settings, or publish under "
+            f"`private`: {repo_id} is there already, and public; make it private in its settings, or publish under "
             "another name."
         )
     if revision is not None:
@@ -140,10 +155,10 @@ def explained(repo_id: str, token: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise OSError(f"REPO_ID: {repo_id}: publishing needs the network, but HF_HUB_OFFLINE is set.") from error
+        raise OSError(f"`repo_id`: {repo_id}: publishing needs the network, but HF_HUB_OFFLINE is set.") from error
     except (HTTPError, RuntimeError, OSError) as error:  # uploading threads wrap theirs; hf_xet's are of the last kind
         # Without its cause, which may quote headers.
-        raise OSError(f"REPO_ID: {repo_id}: {meaning(error).replace(token, '***')}") from None
+        raise OSError(f"`repo_id`: {repo_id}: {meaning(error).replace(token, '***')}") from None
 
 
 def meaning(error: BaseException) -> str:
@@ -159,4 +174,4 @@ def meaning(error: BaseException) -> str:
     response: Any = cause.response  # type: ignore[attr-defined]
     reason = getattr(response, "reason_phrase", None) or response.reason  # of httpx, and of requests before 1.0
     status, said = response.status_code, getattr(cause, "server_message", None) or reason
-    return f"{MEANINGS[status]} (HTTP {status})." if status in MEANINGS else f"the Hub answers {status}: {said}."
+    return f"{STATUSES[status]} (HTTP {status})." if status in STATUSES else f"the Hub answers {status}: {said}."
