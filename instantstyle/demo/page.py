@@ -196,7 +196,7 @@ class Page:
             self._start()
 
     def _sampling(self) -> None:
-        side = self.session.side
+        side = self.studio.side
         usual = SAMPLING if self.small else {"steps": STEPS, "guidance": GUIDANCE}
         self.controls["negative"] = gr.Textbox("", label=label("negative"), placeholder="What not to show")
         with gr.Row():

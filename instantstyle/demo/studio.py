@@ -88,6 +88,12 @@ class Studio:
     # What there is to choose from
 
     @property
+    def side(self) -> int:
+        """Width and height in pixels that the model was made for."""
+        pipe = self.session.pipe
+        return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+
+    @property
     def modes(self) -> list[str]:
         """The usual presets, as far as this model and adapter have them."""
         return [name for name in PRESETS if name in self.presets]
