@@ -60,19 +60,19 @@ def time_loading(
 
 def status(field: str) -> float:
     """A memory figure of this process in bytes, from Linux' `/proc`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def mark_peak() -> float:
     """Let the peak of memory start here; return what this process has now."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return status("VmRSS")
 
 
 def read_from_storage() -> float:
     """Bytes that this process has made the storage deliver so far."""
-    lines = Path("/proc/self/io").read_text().splitlines()
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 

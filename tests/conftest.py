@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,10 +17,13 @@ from diffusers import DiffusionPipeline
 from hosts import FAMILIES, HOSTS, OTHER_HOSTS, Host, make, pixels, write_adapter
 
 import instantstyle
+from instantstyle import files
 from instantstyle.commands import cli
 from instantstyle.inference.request import Machine, Request
 from instantstyle.inference.session import Session
 
+
+pytest.register_assert_rewrite("batches", "refusals")  # so that what fails in them is shown
 
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
 
@@ -87,6 +92,29 @@ def each_family(function: Callable[..., None]) -> Callable[..., None]:
     """Run a test for the text-to-image host of both families."""
     hosts = [HOSTS["stable_diffusion_xl"], HOSTS["stable_diffusion"]]
     return pytest.mark.parametrize("host", hosts, ids=lambda host: host.family)(function)
+
+
+class WindowsLike:
+    """`os` for the module that writes files: no file takes the place of one that this process has open or mapped."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def replace(self, source: Any, target: Any) -> None:
+        """Replace a file that nobody holds."""
+        maps = Path("/proc/self/maps")
+        held = {os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")}
+        held |= {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
+        assert not {os.path.realpath(source), os.path.realpath(target)} & held, f"{target} is open"
+        os.replace(source, target)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def windows_like() -> Iterator[None]:
+    """Let files be written as if on Windows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "os", WindowsLike())
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

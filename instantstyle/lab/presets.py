@@ -58,16 +58,16 @@ def write_presets(source: Path, target: Path, named: Mapping[str, Any]) -> None:
         ValueError: `source` is no safetensors file.
         OSError: A file cannot be read or written.
     """
-    with open(source, "rb") as old:
+    # The source is closed before the target takes its place: Windows replaces no open file.
+    with atomically(target) as scratch, open(source, "rb") as old, open(scratch, "wb") as new:
         header = read_header(old, source)
         metadata = header.get("__metadata__", {})
         merged = {**json.loads(metadata.get(KEY, "{}")), **named}
         header["__metadata__"] = {**metadata, KEY: json.dumps(merged)}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % ALIGNMENT)
-        with atomically(target) as scratch, open(scratch, "wb") as new:
-            new.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(old, new)
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
 
 
 def read_header(file: BinaryIO, path: Path) -> dict[str, Any]:

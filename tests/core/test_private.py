@@ -60,6 +60,8 @@ def by_model(pipe: Any) -> None:
 
 def by_group(pipe: Any) -> None:
     """Offload groups of layers, from the CPU to the CPU."""
+    if not hasattr(pipe, "enable_group_offload"):
+        pytest.skip("before 0.36 diffusers offloads groups to accelerators only")
     pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
 
 
