@@ -27,12 +27,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, __version__
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import is_valid_image
+from diffusers.image_processor import PipelineImageInput, is_valid_image
 from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     IPAdapterAttnProcessor,
@@ -52,7 +52,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPTextModelWithPro
 # --- Where to inject: the names of attention blocks, presets, and the scale of each layer ----------------------------
 
 
-Scale = float | list[float]
+Scale = float | list[float]  # a list has a number for each masked picture
+TargetBlocks = str | Sequence[str] | Mapping[str, Scale]  # of one adapter
 # What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from the paper,
 # "Injecting into Style Blocks Only"; SD1.5 from its authors' example for it, which calls them experimental.
 FAMILY_PRESETS = {
@@ -97,7 +98,9 @@ def presets(unet: Any) -> dict[str, dict[str, Scale]]:
     return found
 
 
-def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
+def resolve_target_blocks(
+    target_blocks: TargetBlocks, layers: Sequence[str], presets: Mapping[str, TargetBlocks]
+) -> dict[str, Scale]:
     """Turn target blocks into layer name -> scale, without the layers at scale 0.
 
     Args:
@@ -194,6 +197,9 @@ def _is_zero(scale: Scale) -> bool:
 
 
 # --- Nested lists: of references, and of what is removed from each ---------------------------------------------------
+
+
+Content = str | Sequence[Any] | None  # one for all, or nested as the references are; None removes nothing
 
 
 def spread(content: Any, references: Any, name: str) -> list[Any]:
@@ -807,7 +813,9 @@ def scales_at(layer: str, state: AdapterState, targets: Sequence[Mapping[str, Sc
     return [times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
 
 
-def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Any) -> None:
+def apply_targets(
+    unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Sequence[Mapping[str, Scale]]
+) -> None:
     """Put the scales of these targets, and the projections fetched for them, on the UNet."""
     processors = ip_processors(unet)
     for (layer, i), pair in fetched.items():
@@ -840,7 +848,9 @@ def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
     return names
 
 
-def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
+def resolve_each(
+    target_blocks: TargetBlocks | Sequence[TargetBlocks], unet: Any, state: AdapterState | None
+) -> list[dict[str, Scale]]:
     """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
     if state is None:
         raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
@@ -848,7 +858,7 @@ def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> l
         target_blocks = "all"
     count = len(state.files)
     several = count > 1 and isinstance(target_blocks, (list, tuple))
-    each = list(target_blocks) if several else [target_blocks] * count
+    each: list[Any] = list(target_blocks) if several else [target_blocks] * count
     if len(each) != count:
         raise ValueError(
             f"`target_blocks` has {len(each)} entries for {count} IP-Adapters. Pass one, or one for each."
@@ -931,10 +941,10 @@ def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, sca
         scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection; it is
             computed in float32, and zero where `t` is zero.
     """
-    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)
+    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)  # (..., d)
     strength: Any = scale
     if scale == "auto":
-        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # (..., 1)
         strength = ((e * t).sum(-1, keepdim=True) / norm).clamp_min(0)
     return (e - strength * t).to(image_embeds.dtype)
 
@@ -1095,6 +1105,7 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
+    # What is loaded under these hooks they do not place (diffusers issue 3922).
     before, device = modules(pipe), offload_device(pipe)
     by_model, sequential, by_group = disable_offloading(pipe)
     put = group_offloading(bare_unet(pipe)) if by_group else None
@@ -1118,18 +1129,21 @@ def modules(pipe: Any) -> dict[str, nn.Module]:
 # --- One call, read and checked --------------------------------------------------------------------------------------
 
 
+Images: TypeAlias = PipelineImageInput | list[Any]  # for each adapter a picture, or a list of them
+
+
 @dataclass
 class Call:
     """What one call asked for; on the pipeline while it runs."""
 
     prompts: int
-    pictures: list[Any] | None  # per adapter, nested; None with embeddings, whose shapes tell the nesting
-    embeds: list[torch.Tensor] | None
+    pictures: list[Images] | None  # per adapter, nested; None with embeddings, whose shapes tell the nesting
+    embeds: list[torch.Tensor] | None  # per adapter (rows, pictures, d) or (rows, pictures, patches, d)
     per_prompt: bool
-    content: Any
+    content: Content | torch.Tensor
     content_name: str
     content_scale: float | str
-    rows: list[torch.Tensor] = field(default_factory=list)
+    rows: list[torch.Tensor] = field(default_factory=list)  # per adapter, as the host gets them
 
     @property
     def referenced(self) -> bool:
@@ -1156,7 +1170,7 @@ def plan_call(
     pipe: Any,
     arguments: Mapping[str, Any],
     state: AdapterState | None,
-    target_blocks: Any,
+    target_blocks: TargetBlocks | Sequence[TargetBlocks] | None,
     neg_content_scale: float | str,
     **ours: Any,
 ) -> tuple[Call, list[dict[str, Scale]] | None]:
@@ -1180,8 +1194,8 @@ def read_call(
     pipe: Any,
     arguments: Mapping[str, Any],
     state: AdapterState | None,
-    neg_content_prompt: Any = None,
-    neg_content_embeds: Any = None,
+    neg_content_prompt: Content = None,
+    neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
     neg_content_scale: float | str = 1.0,
     ip_adapter_image_per_prompt: bool = False,
 ) -> Call:
@@ -1418,9 +1432,11 @@ def check_style_scale(style: Any, scale: Any) -> None:
 
 
 @torch.no_grad()
-def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
+def embed_reference(
+    pipe: Any, neg_content_prompt: Content, neg_content_scale: float | str, **reference: Any
+) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
-    content = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
+    content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
     call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
@@ -1533,13 +1549,13 @@ class InstantStyleMixin(_Host):
     def __call__(
         self,
         *args: Any,
-        neg_content_prompt: Any = None,
-        neg_content_embeds: Any = None,
+        neg_content_prompt: Content = None,
+        neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
         neg_content_scale: float | str = 1.0,
-        target_blocks: Any = None,
+        target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         ip_adapter_image_per_prompt: bool = False,
         style: Any = None,
-        style_scale: Any = 1.0,
+        style_scale: float | Sequence[Any] = 1.0,
         **kwargs: Any,
     ) -> Any:
         """Run the host pipeline. All its arguments are taken, and mean what they mean there.
@@ -1588,8 +1604,8 @@ class InstantStyleMixin(_Host):
 
     def prepare_ip_adapter_image_embeds(
         self,
-        ip_adapter_image: Any,
-        ip_adapter_image_embeds: Any,
+        ip_adapter_image: Images | None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None,
         device: torch.device,
         num_images_per_prompt: int,
         do_classifier_free_guidance: bool,
@@ -1610,7 +1626,7 @@ class InstantStyleMixin(_Host):
         if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
         if not call.referenced:
-            ip_adapter_image_embeds = [e.expand(1 + guided, *e.shape[1:]) for e in ip_adapter_image_embeds]
+            ip_adapter_image_embeds = [e.expand(1 + guided, *e.shape[1:]) for e in ip_adapter_image_embeds or []]
         elif call.embeds is not None:
             call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
@@ -1621,6 +1637,7 @@ class InstantStyleMixin(_Host):
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
         call.rows = []
         for both, removed in zip(embeds, content, strict=True):
+            # The host knows no reference for each prompt (diffusers issue 9813).
             if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
                 both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
             *unconditional, conditional = both.chunk(1 + guided)
@@ -1632,10 +1649,10 @@ class InstantStyleMixin(_Host):
 
     def encode_style(
         self,
-        image: Any,
-        neg_content_prompt: Any = None,
+        image: Images,
+        neg_content_prompt: Content = None,
         neg_content_scale: float | str = 1.0,
-        target_blocks: Any = None,
+        target_blocks: TargetBlocks | None = None,
         weights: Sequence[float] | None = None,
     ) -> Any:
         """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
@@ -1652,6 +1669,11 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
             RuntimeError: a style is applied to the UNet.
             ImportError: the package is not there, or `instantstyle.styles` is not imported.
+
+        Example:
+            >>> style = pipe.encode_style(reference, neg_content_prompt="a star")
+            >>> style.save("pink-dots.safetensors")
+            >>> pipe("a heart", style=style).images[0]
         """
         raise ImportError(  # where it is, this method is the function named here
             "`encode_style` needs the package that this file is from: `pip install instantstyle`. Then "
@@ -1674,11 +1696,11 @@ class InstantStyleMixin(_Host):
 
     def load_ip_adapter(
         self,
-        pretrained_model_name_or_path_or_dict: Any,
-        subfolder: Any,
-        weight_name: Any,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Any] | list[Any],
+        subfolder: str | list[str],
+        weight_name: str | list[str],
         image_encoder_folder: str | None = "image_encoder",
-        target_blocks: Any = None,
+        target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         **kwargs: Any,
     ) -> None:
         """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
@@ -1696,6 +1718,12 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: a checkpoint cannot be read, does not fit the model, or has no such target blocks.
                 Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
+
+        Example:
+            >>> pipe.load_ip_adapter("h94/IP-Adapter", "sdxl_models", "ip-adapter_sdxl.safetensors")
+            >>> pipe.target_blocks
+            {'up_blocks.0.attentions.1': 1.0}
+            >>> pipe("a heart", ip_adapter_image=reference).images[0]
         """
         refuse_misspelt(kwargs, ["target_blocks"])
         adapter_to_change(self)
@@ -1744,7 +1772,9 @@ class InstantStyleMixin(_Host):
         if loras:
             self.delete_adapters(loras)
 
-    def set_target_blocks(self, target_blocks: Any, scale: Any = 1.0) -> None:
+    def set_target_blocks(
+        self, target_blocks: TargetBlocks | Sequence[TargetBlocks], scale: Scale | list[Scale] = 1.0
+    ) -> None:
         """Choose which attention blocks see the reference. Weights of the others are let go, and read again on demand.
 
         Args:
@@ -1757,12 +1787,17 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: no adapter, an unknown name, a wrong scale, or weights that cannot be read again.
                 Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
+
+        Example:
+            >>> pipe.set_target_blocks({"style": 1.0, "layout": 0.3})
+            >>> pipe.target_blocks
+            {'down_blocks.2.attentions.1': 0.3, 'up_blocks.0.attentions.1': 1.0}
         """
         state = adapter_to_change(self)
         targets = resolve_each(target_blocks, bare_unet(self), state)
         self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
 
-    def set_ip_adapter_scale(self, scale: Any) -> None:
+    def set_ip_adapter_scale(self, scale: Scale | Mapping[str, Any] | list[Any]) -> None:
         """Set scales as the host does.
 
         Args:
@@ -1787,7 +1822,7 @@ class InstantStyleMixin(_Host):
         self._retarget(state, targets, scales, state.chosen)
 
     @property
-    def target_blocks(self) -> Any:
+    def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
         unet = bare_unet(self)
         state = adapter_state(unet)
@@ -1838,7 +1873,11 @@ class InstantStyleMixin(_Host):
     # What to remove
 
     def load_content_encoder(
-        self, source: Any, subfolder: str = "", tokenizer_subfolder: str | None = None, **kwargs: Any
+        self,
+        source: str | Path | Sequence[Any],
+        subfolder: str = "",
+        tokenizer_subfolder: str | None = None,
+        **kwargs: Any,
     ) -> None:
         """Give the text tower of the CLIP that the adapter's image encoder belongs to. It goes before SDXL's own.
 

@@ -23,6 +23,8 @@ from instantstyle.inference.request import Machine, Request
 from instantstyle.inference.session import Session
 
 
+pytest.register_assert_rewrite("batches", "refusals")  # so that what fails in them is shown
+
 TOLERANCE = 1e-5  # of float32 pixels, where the same numbers are added in another order
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from instantstyle import tiny
 from instantstyle.commands.options import (
     add,
     add_machine,
@@ -19,7 +20,7 @@ from instantstyle.commands.options import (
     option,
 )
 from instantstyle.console import one_line
-from instantstyle.inference.request import Machine, Request, told
+from instantstyle.inference.request import GUIDANCE, STEPS, Machine, Request, told
 from instantstyle.inference.values import Count, Number, Numbers, Port, Seed
 from instantstyle.version import __version__
 
@@ -190,8 +191,11 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     )
     add_examples(parser)
     parser.add_argument("--pairs", type=of(Count), metavar="N", help="drawn pairs that the judges see; default: 96")
-    parser.add_argument("--steps", type=of(Count), metavar="N", help="default: 16 with judges, else 30")
-    parser.add_argument("--guidance", type=of(Number), metavar="X", help="default: 3.5 with judges, else 5.0")
+    judged = "default: {} with judges, else {}"
+    parser.add_argument("--steps", type=of(Count), metavar="N", help=judged.format(tiny.SAMPLING["steps"], STEPS))
+    parser.add_argument(
+        "--guidance", type=of(Number), metavar="X", help=judged.format(tiny.SAMPLING["guidance"], GUIDANCE)
+    )
     parser.add_argument("--seed", type=of(Seed), default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--save",

@@ -14,7 +14,7 @@ from instantstyle.inference.request import told
 from instantstyle.lab.conditions import Condition, curves, headline_conditions, quick_conditions
 from instantstyle.lab.evaluation import PAIRS, SEEDS, check_targets, evaluate, find_judged
 from instantstyle.lab.report import save_report
-from instantstyle.lab.tables import text
+from instantstyle.lab.tables import evaluation_text
 
 
 QUICK_PAIRS, QUICK_SEEDS = 24, 1
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
             processes=options.processes,
             bars=sys.stderr.isatty() and not options.quiet,
         )
-        print(text(found))
+        print(evaluation_text(found))
         for path in save_report(found, folder):
             print(path)
 

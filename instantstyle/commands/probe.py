@@ -20,7 +20,7 @@ from instantstyle.inference.session import Session
 from instantstyle.inference.values import Picture
 from instantstyle.lab.ablation import PAIRS, Probed, adapter_source, probe
 from instantstyle.lab.presets import named_presets, write_presets
-from instantstyle.lab.probe_report import save_probe, text
+from instantstyle.lab.probe_report import probe_text, save_probe
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def check(options: argparse.Namespace, session: Session, looked_at: bool) -> Non
     if looked_at and options.save is not None:
         raise ValueError(
             "--save: presets are concluded from what judges count, and there are none here. Leave it out, look at "
-            "the picture, and name the blocks with --target-blocks."
+            "the picture, and give the blocks to `instantstyle generate --target-blocks`."
         )
     if options.save is not None and not session.adapter.weight_name.endswith(".safetensors"):
         raise ValueError(
@@ -80,7 +80,7 @@ def report(probed: Probed, folder: Path, session: Session, save: Path | None) ->
     presets = named_presets(probed.proposal, session.pipe.unet)
     paths = save_probe(probed, folder, presets)
     if probed.judged:
-        print(text(probed, presets), end="\n\n")
+        print(probe_text(probed, presets), end="\n\n")
     print(*paths, sep="\n")
     if save is None:
         return

@@ -19,11 +19,21 @@ from .adapter import (
     scales_at,
     style_adapter,
 )
-from .blocks import Scale, attention_blocks, check_number, presets, resolve_target_blocks, text_layers, times
-from .call import Call, check_style_scale, embed_reference, plan_call, read_call, upright
+from .blocks import (
+    Scale,
+    TargetBlocks,
+    attention_blocks,
+    check_number,
+    presets,
+    resolve_target_blocks,
+    text_layers,
+    times,
+)
+from .call import Call, Images, check_style_scale, embed_reference, plan_call, read_call, upright
 from .checkpoint import AdapterFile, find_file
 from .content import remove_content
 from .hosts import plugin_file, write_code
+from .nesting import Content
 from .offloading import modules, offloading_suspended
 from .pipeline import InstantStyleMixin, StableDiffusionXLInstantStylePipeline, with_instantstyle
 from .private import execution_device, private, workflows
@@ -34,10 +44,13 @@ __all__ = [
     "AdapterFile",
     "AdapterState",
     "Call",
+    "Content",
+    "Images",
     "InstantStyleMixin",
     "MutedProjection",
     "Scale",
     "StableDiffusionXLInstantStylePipeline",
+    "TargetBlocks",
     "adapter_state",
     "adapter_to_change",
     "attach",

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .blocks import Scale, presets, resolve_target_blocks, text_layers, times
+from .blocks import Scale, TargetBlocks, presets, resolve_target_blocks, text_layers, times
 from .checkpoint import TOWER_DTYPE, AdapterFile
 from .nesting import flatten
 from .private import image_projection
@@ -269,7 +269,9 @@ def scales_at(layer: str, state: AdapterState, targets: Sequence[Mapping[str, Sc
     return [times(target[layer], scale) if layer in target else 0.0 for target, scale in both]
 
 
-def apply_targets(unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Any) -> None:
+def apply_targets(
+    unet: Any, state: AdapterState, fetched: Mapping[tuple[str, int], Any], targets: Sequence[Mapping[str, Scale]]
+) -> None:
     """Put the scales of these targets, and the projections fetched for them, on the UNet."""
     processors = ip_processors(unet)
     for (layer, i), pair in fetched.items():
@@ -302,7 +304,9 @@ def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
     return names
 
 
-def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> list[dict[str, Scale]]:
+def resolve_each(
+    target_blocks: TargetBlocks | Sequence[TargetBlocks], unet: Any, state: AdapterState | None
+) -> list[dict[str, Scale]]:
     """Target blocks for each loaded adapter; with several a list has one entry each. What its file carries wins."""
     if state is None:
         raise ValueError("`target_blocks` needs an IP-Adapter. Call `load_ip_adapter` first.")
@@ -310,7 +314,7 @@ def resolve_each(target_blocks: Any, unet: Any, state: AdapterState | None) -> l
         target_blocks = "all"
     count = len(state.files)
     several = count > 1 and isinstance(target_blocks, (list, tuple))
-    each = list(target_blocks) if several else [target_blocks] * count
+    each: list[Any] = list(target_blocks) if several else [target_blocks] * count
     if len(each) != count:
         raise ValueError(
             f"`target_blocks` has {len(each)} entries for {count} IP-Adapters. Pass one, or one for each."

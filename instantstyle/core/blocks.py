@@ -9,7 +9,8 @@ from numbers import Real
 from typing import Any
 
 
-Scale = float | list[float]
+Scale = float | list[float]  # a list has a number for each masked picture
+TargetBlocks = str | Sequence[str] | Mapping[str, Scale]  # of one adapter
 # What the blocks of a family carry, by the stages that have attention (the middle block aside): SDXL from the paper,
 # "Injecting into Style Blocks Only"; SD1.5 from its authors' example for it, which calls them experimental.
 FAMILY_PRESETS = {
@@ -54,7 +55,9 @@ def presets(unet: Any) -> dict[str, dict[str, Scale]]:
     return found
 
 
-def resolve_target_blocks(target_blocks: Any, layers: Sequence[str], presets: Mapping[str, Any]) -> dict[str, Scale]:
+def resolve_target_blocks(
+    target_blocks: TargetBlocks, layers: Sequence[str], presets: Mapping[str, TargetBlocks]
+) -> dict[str, Scale]:
     """Turn target blocks into layer name -> scale, without the layers at scale 0.
 
     Args:

@@ -7,19 +7,22 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import is_valid_image
+from diffusers.image_processor import PipelineImageInput, is_valid_image
 from diffusers.utils import load_image
 
 from .adapter import AdapterState, adapter_state, component, resolve_each
-from .blocks import Scale, check_number, times
+from .blocks import Scale, TargetBlocks, check_number, times
 from .content import check_content
-from .nesting import as_list, flatten, fold, nesting, spread, tree
+from .nesting import Content, as_list, flatten, fold, nesting, spread, tree
 from .private import execution_device
 from .processors import bare_unet, first_linear
+
+
+Images: TypeAlias = PipelineImageInput | list[Any]  # for each adapter a picture, or a list of them
 
 
 @dataclass
@@ -27,13 +30,13 @@ class Call:
     """What one call asked for; on the pipeline while it runs."""
 
     prompts: int
-    pictures: list[Any] | None  # per adapter, nested; None with embeddings, whose shapes tell the nesting
-    embeds: list[torch.Tensor] | None
+    pictures: list[Images] | None  # per adapter, nested; None with embeddings, whose shapes tell the nesting
+    embeds: list[torch.Tensor] | None  # per adapter (rows, pictures, d) or (rows, pictures, patches, d)
     per_prompt: bool
-    content: Any
+    content: Content | torch.Tensor
     content_name: str
     content_scale: float | str
-    rows: list[torch.Tensor] = field(default_factory=list)
+    rows: list[torch.Tensor] = field(default_factory=list)  # per adapter, as the host gets them
 
     @property
     def referenced(self) -> bool:
@@ -60,7 +63,7 @@ def plan_call(
     pipe: Any,
     arguments: Mapping[str, Any],
     state: AdapterState | None,
-    target_blocks: Any,
+    target_blocks: TargetBlocks | Sequence[TargetBlocks] | None,
     neg_content_scale: float | str,
     **ours: Any,
 ) -> tuple[Call, list[dict[str, Scale]] | None]:
@@ -84,8 +87,8 @@ def read_call(
     pipe: Any,
     arguments: Mapping[str, Any],
     state: AdapterState | None,
-    neg_content_prompt: Any = None,
-    neg_content_embeds: Any = None,
+    neg_content_prompt: Content = None,
+    neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
     neg_content_scale: float | str = 1.0,
     ip_adapter_image_per_prompt: bool = False,
 ) -> Call:
@@ -322,9 +325,11 @@ def check_style_scale(style: Any, scale: Any) -> None:
 
 
 @torch.no_grad()
-def embed_reference(pipe: Any, neg_content_prompt: Any, neg_content_scale: Any, **reference: Any) -> torch.Tensor:
+def embed_reference(
+    pipe: Any, neg_content_prompt: Content, neg_content_scale: float | str, **reference: Any
+) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
-    content = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
+    content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
     call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:

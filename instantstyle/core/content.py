@@ -28,10 +28,10 @@ def remove_content(image_embeds: torch.Tensor, content_embeds: torch.Tensor, sca
         scale: the strength, or "auto": `max(0, <e, t> / <t, t>)` for each embedding, the orthogonal projection; it is
             computed in float32, and zero where `t` is zero.
     """
-    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)
+    e, t = image_embeds.float(), content_embeds.to(image_embeds.device, torch.float32)  # (..., d)
     strength: Any = scale
     if scale == "auto":
-        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        norm = (t * t).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # (..., 1)
         strength = ((e * t).sum(-1, keepdim=True) / norm).clamp_min(0)
     return (e - strength * t).to(image_embeds.dtype)
 

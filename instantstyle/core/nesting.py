@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+
+Content = str | Sequence[Any] | None  # one for all, or nested as the references are; None removes nothing
 
 
 def spread(content: Any, references: Any, name: str) -> list[Any]:

@@ -18,6 +18,7 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
+    # What is loaded under these hooks they do not place (diffusers issue 3922).
     before, device = modules(pipe), offload_device(pipe)
     by_model, sequential, by_group = disable_offloading(pipe)
     put = group_offloading(bare_unet(pipe)) if by_group else None

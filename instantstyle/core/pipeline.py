@@ -38,6 +38,7 @@ from .adapter import (
 )
 from .blocks import (
     Scale,
+    TargetBlocks,
     attention_blocks,
     by_block,
     check_scale,
@@ -47,6 +48,7 @@ from .blocks import (
 )
 from .call import (
     Call,
+    Images,
     bind,
     check_style_scale,
     cut_with_guidance,
@@ -59,7 +61,7 @@ from .call import (
 from .checkpoint import hub_arguments, in_host_words, open_files
 from .content import encode_content, read_content_encoder, remove_content
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
-from .nesting import as_list
+from .nesting import Content, as_list
 from .offloading import offloading_suspended
 from .private import execution_device, expand_scales, face_loras
 from .processors import bare_unet, ip_processors
@@ -100,13 +102,13 @@ class InstantStyleMixin(_Host):
     def __call__(
         self,
         *args: Any,
-        neg_content_prompt: Any = None,
-        neg_content_embeds: Any = None,
+        neg_content_prompt: Content = None,
+        neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
         neg_content_scale: float | str = 1.0,
-        target_blocks: Any = None,
+        target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         ip_adapter_image_per_prompt: bool = False,
         style: Any = None,
-        style_scale: Any = 1.0,
+        style_scale: float | Sequence[Any] = 1.0,
         **kwargs: Any,
     ) -> Any:
         """Run the host pipeline. All its arguments are taken, and mean what they mean there.
@@ -155,8 +157,8 @@ class InstantStyleMixin(_Host):
 
     def prepare_ip_adapter_image_embeds(
         self,
-        ip_adapter_image: Any,
-        ip_adapter_image_embeds: Any,
+        ip_adapter_image: Images | None,
+        ip_adapter_image_embeds: list[torch.Tensor] | None,
         device: torch.device,
         num_images_per_prompt: int,
         do_classifier_free_guidance: bool,
@@ -177,7 +179,7 @@ class InstantStyleMixin(_Host):
         if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
         if not call.referenced:
-            ip_adapter_image_embeds = [e.expand(1 + guided, *e.shape[1:]) for e in ip_adapter_image_embeds]
+            ip_adapter_image_embeds = [e.expand(1 + guided, *e.shape[1:]) for e in ip_adapter_image_embeds or []]
         elif call.embeds is not None:
             call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
@@ -188,6 +190,7 @@ class InstantStyleMixin(_Host):
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
         call.rows = []
         for both, removed in zip(embeds, content, strict=True):
+            # The host knows no reference for each prompt (diffusers issue 9813).
             if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
                 both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
             *unconditional, conditional = both.chunk(1 + guided)
@@ -199,10 +202,10 @@ class InstantStyleMixin(_Host):
 
     def encode_style(
         self,
-        image: Any,
-        neg_content_prompt: Any = None,
+        image: Images,
+        neg_content_prompt: Content = None,
         neg_content_scale: float | str = 1.0,
-        target_blocks: Any = None,
+        target_blocks: TargetBlocks | None = None,
         weights: Sequence[float] | None = None,
     ) -> Any:
         """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
@@ -219,6 +222,11 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
             RuntimeError: a style is applied to the UNet.
             ImportError: the package is not there, or `instantstyle.styles` is not imported.
+
+        Example:
+            >>> style = pipe.encode_style(reference, neg_content_prompt="a star")
+            >>> style.save("pink-dots.safetensors")
+            >>> pipe("a heart", style=style).images[0]
         """
         raise ImportError(  # where it is, this method is the function named here
             "`encode_style` needs the package that this file is from: `pip install instantstyle`. Then "
@@ -241,11 +249,11 @@ class InstantStyleMixin(_Host):
 
     def load_ip_adapter(
         self,
-        pretrained_model_name_or_path_or_dict: Any,
-        subfolder: Any,
-        weight_name: Any,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Any] | list[Any],
+        subfolder: str | list[str],
+        weight_name: str | list[str],
         image_encoder_folder: str | None = "image_encoder",
-        target_blocks: Any = None,
+        target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         **kwargs: Any,
     ) -> None:
         """Load IP-Adapters as the host does, but of their weights only those of the target blocks.
@@ -263,6 +271,12 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: a checkpoint cannot be read, does not fit the model, or has no such target blocks.
                 Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
+
+        Example:
+            >>> pipe.load_ip_adapter("h94/IP-Adapter", "sdxl_models", "ip-adapter_sdxl.safetensors")
+            >>> pipe.target_blocks
+            {'up_blocks.0.attentions.1': 1.0}
+            >>> pipe("a heart", ip_adapter_image=reference).images[0]
         """
         refuse_misspelt(kwargs, ["target_blocks"])
         adapter_to_change(self)
@@ -311,7 +325,9 @@ class InstantStyleMixin(_Host):
         if loras:
             self.delete_adapters(loras)
 
-    def set_target_blocks(self, target_blocks: Any, scale: Any = 1.0) -> None:
+    def set_target_blocks(
+        self, target_blocks: TargetBlocks | Sequence[TargetBlocks], scale: Scale | list[Scale] = 1.0
+    ) -> None:
         """Choose which attention blocks see the reference. Weights of the others are let go, and read again on demand.
 
         Args:
@@ -324,12 +340,17 @@ class InstantStyleMixin(_Host):
             ValueError, TypeError: no adapter, an unknown name, a wrong scale, or weights that cannot be read again.
                 Nothing is changed then.
             RuntimeError: a style is applied to the UNet.
+
+        Example:
+            >>> pipe.set_target_blocks({"style": 1.0, "layout": 0.3})
+            >>> pipe.target_blocks
+            {'down_blocks.2.attentions.1': 0.3, 'up_blocks.0.attentions.1': 1.0}
         """
         state = adapter_to_change(self)
         targets = resolve_each(target_blocks, bare_unet(self), state)
         self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
 
-    def set_ip_adapter_scale(self, scale: Any) -> None:
+    def set_ip_adapter_scale(self, scale: Scale | Mapping[str, Any] | list[Any]) -> None:
         """Set scales as the host does.
 
         Args:
@@ -354,7 +375,7 @@ class InstantStyleMixin(_Host):
         self._retarget(state, targets, scales, state.chosen)
 
     @property
-    def target_blocks(self) -> Any:
+    def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
         unet = bare_unet(self)
         state = adapter_state(unet)
@@ -405,7 +426,11 @@ class InstantStyleMixin(_Host):
     # What to remove
 
     def load_content_encoder(
-        self, source: Any, subfolder: str = "", tokenizer_subfolder: str | None = None, **kwargs: Any
+        self,
+        source: str | Path | Sequence[Any],
+        subfolder: str = "",
+        tokenizer_subfolder: str | None = None,
+        **kwargs: Any,
     ) -> None:
         """Give the text tower of the CLIP that the adapter's image encoder belongs to. It goes before SDXL's own.
 

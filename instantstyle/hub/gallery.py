@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from instantstyle.inference import grid, recipe
+from instantstyle import tiny
+from instantstyle.inference import grid
 from instantstyle.inference.grid import METHODS, drawn
 from instantstyle.inference.models import TINY
+from instantstyle.inference.recipe import write_recipe
 from instantstyle.inference.request import Machine, Request
 from instantstyle.inference.session import Session
 from instantstyle.inference.values import Picture
@@ -30,7 +32,7 @@ REFERENCES = {
 LAYOUT = {"x": 30.0, "y": 34.0, "size": 22.0, "angle": 0.15, "line": 2.2}
 REFERENCE_PIXELS = 512
 PROMPTS = ("a heart", "a moon")
-BASE = Request(prompt="", seed=0, steps=16, guidance=3.5)  # as docs/evaluation.md samples
+BASE = Request(prompt="", seed=0, **tiny.SAMPLING)
 ENLARGED = 4  # times: a browser would blur pictures of 64 pixels
 
 
@@ -81,14 +83,28 @@ def paint_gallery(
         rows = grid.paint(session, cells, bar.update)
     painted = [[one.image for one in row] for row in rows]
     fitting = [grid.beside(picture.image, painted[0][0].size) for picture in pictures]
-    written = {"versions": versions(), "model": TINY, "references": REFERENCES, "prompts": PROMPTS, "methods": methods}
-    recipe.write_recipe(grid.tall(fitting, PROMPTS, list(methods), painted).draw(), images / "grid.png", written)
+    write_recipe(
+        grid.tall(fitting, PROMPTS, list(methods), painted).draw(), images / "grid.png", describe_grid(methods)
+    )
     widget = []
     for (name, prompt), row in zip(pairs, rows, strict=True):
         path = images / f"{prompt.split()[-1]}-{name}.png"
-        recipe.write_recipe(enlarge(row[-1].image), path, row[-1].recipe)
+        write_recipe(enlarge(row[-1].image), path, row[-1].recipe)
         widget.append({"text": prompt, "output": {"url": f"{images.name}/{path.name}"}})
     return widget
+
+
+def describe_grid(methods: Mapping[str, grid.Method]) -> dict[str, Any]:
+    """Write the recipe of `grid.png`."""
+    return {
+        "versions": versions(),
+        "model": TINY,
+        "references": REFERENCES,
+        "prompts": PROMPTS,
+        "methods": {name: None if blocks is None else dict(blocks) for name, blocks in methods.items()},
+        "seed": BASE.seed,
+        **tiny.SAMPLING,
+    }
 
 
 def enlarge(picture: Image.Image) -> Image.Image:

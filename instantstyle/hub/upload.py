@@ -56,7 +56,7 @@ def publish(
     """
     check_repo_id(repo_id)
     token = find_token()
-    with written(repo_id, checkpoint, revision, bars) as files, explained(repo_id, token):
+    with repository_files(repo_id, checkpoint, revision, bars) as files, explained(repo_id, token):
         return upload(files, repo_id, private, revision, token)
 
 
@@ -65,12 +65,12 @@ def list_files(
 ) -> dict[str, int]:
     """Return what `publish` would upload, without the network: file -> bytes. Arguments are those of `publish`."""
     check_repo_id(repo_id)
-    with written(repo_id, checkpoint, revision, bars) as files:
+    with repository_files(repo_id, checkpoint, revision, bars) as files:
         return {name: path.stat().st_size for name, path in files.items()}
 
 
 @contextmanager
-def written(
+def repository_files(
     repo_id: str, checkpoint: Checkpoint | None, revision: str | None, bars: bool
 ) -> Iterator[dict[str, Path]]:
     """Give the files that the repository holds, by their names in it."""

@@ -83,7 +83,7 @@ def probe(
     Example:
         >>> session = Session(Machine(model="stabilityai/stable-diffusion-xl-base-1.0"))
         >>> found = probe(session, "probe", [(open_picture("`examples`", "reference.png"), "a heart")])
-        >>> sheet_of(found).save("blocks.png")
+        >>> draw_probe(found).save("blocks.png")
     """
     if not examples and not knows_world(session.model):
         raise ValueError(f"`examples`: needed with `model` {session.model.label}, which has no judges.")

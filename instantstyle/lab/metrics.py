@@ -81,7 +81,7 @@ def score(verdicts: Verdicts, pairs: Pairs) -> dict[str, Floats]:
 
 def estimate(scores: Scores) -> dict[str, Estimate]:
     """Return the mean of every metric, with its bootstrap interval over pairs."""
-    return {name: share(values) if name in SHARES else average(values) for name, values in scores.items()}
+    return {name: proportion(values) if name in SHARES else average(values) for name, values in scores.items()}
 
 
 def average(values: Floats) -> Estimate:
@@ -89,7 +89,7 @@ def average(values: Floats) -> Estimate:
     return interval(values.mean(), resampled(values))
 
 
-def share(values: Floats) -> Estimate:
+def proportion(values: Floats) -> Estimate:
     """Return the mean of fractions with its interval, also where all pairs show none or all, which resampling cannot.
 
     The interval's open end is then what such a sample would still show once in twenty times.

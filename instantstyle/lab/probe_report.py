@@ -17,12 +17,12 @@ from instantstyle.inference.recipe import write_recipe
 from instantstyle.inference.sheet import Sheet
 from instantstyle.lab.ablation import Probed
 from instantstyle.lab.findings import Groups, all_but_one, alone, plan, title_of
+from instantstyle.lab.metrics import SHARES
 
 
 WIDTH = 100  # letters in a line of prose
 NOTE = "Scored by the judges on the selection split; quote numbers from `instantstyle evaluate`, on the other."
-SHARES = ("content_right", "content_leaked", "unrecognised", "style", "palette", "background", "texture")
-COLUMNS = {**dict.fromkeys((*SHARES, "layout_copied"), ".3f"), "distance": ".1f"}
+COLUMNS = {**dict.fromkeys(SHARES, ".3f"), "distance": ".1f"}
 """The metrics that are printed, and how."""
 
 
@@ -35,15 +35,15 @@ def save_probe(probed: Probed, folder: Path, presets: Mapping[str, Any]) -> list
         presets: What the proposal is named, as `presets.named_presets` gives it.
     """
     picture, numbers = folder / "probe.png", folder / "probe.json"
-    write_recipe(draw_sheet(probed), picture, {**probed.settings, "groups": probed.every})
+    write_recipe(draw_probe(probed), picture, {**probed.settings, "groups": probed.every})
     if not probed.judged:
         return [picture]
     with atomically(numbers) as scratch:
-        Path(scratch).write_text(json.dumps(to_json(probed, presets), indent=2) + "\n", encoding="utf-8")
+        Path(scratch).write_text(json.dumps(probe_json(probed, presets), indent=2) + "\n", encoding="utf-8")
     return [picture, numbers]
 
 
-def to_json(probed: Probed, presets: Mapping[str, Any]) -> dict[str, Any]:
+def probe_json(probed: Probed, presets: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the judges counted and what follows as what JSON can hold."""
     return {
         **probed.settings,
@@ -58,12 +58,12 @@ def to_json(probed: Probed, presets: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def text(probed: Probed, presets: Mapping[str, Any]) -> str:
+def probe_text(probed: Probed, presets: Mapping[str, Any]) -> str:
     """Return what the command prints of the judges' numbers."""
     return "\n\n".join([write_tables(probed), textwrap.fill(NOTE, WIDTH), write_proposal(probed, presets)])
 
 
-def draw_sheet(probed: Probed) -> Image.Image:
+def draw_probe(probed: Probed) -> Image.Image:
     """Draw the examples: reference, no reference, all groups, and each group alone; below, all but it."""
     findings, every = probed.findings, probed.every
     size = findings[()].pictures[0].size

@@ -28,7 +28,7 @@ def save_report(evaluation: Evaluation, out: Path) -> list[Path]:
     """
     plot = draw_plot(evaluation)
     contents = {
-        "evaluation.json": (json.dumps(to_json(evaluation), indent=1) + "\n").encode(),
+        "evaluation.json": (json.dumps(evaluation_json(evaluation), indent=1) + "\n").encode(),
         "evaluation.png": plot,
         "evaluation.html": page(evaluation, plot).encode(),
     }
@@ -38,7 +38,7 @@ def save_report(evaluation: Evaluation, out: Path) -> list[Path]:
     return [out / name for name in contents]
 
 
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as what JSON can hold, without pictures."""
 
     def numbers(metrics: Mapping[str, Estimate] | None) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ CURVE_COLUMNS = ("style", "content_right", "content_leaked", "unrecognised", "la
 MINUS = "\N{MINUS SIGN}"
 
 
-def text(evaluation: Evaluation) -> str:
+def evaluation_text(evaluation: Evaluation) -> str:
     """Return the tables that the command prints: percentages with their 95 % intervals, and pixels."""
     tables = [headline_rows(evaluation, names) for names in TEXT_TABLES]
     if len(evaluation.rows) > 1:

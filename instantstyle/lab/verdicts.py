@@ -73,7 +73,7 @@ def judge(wanted: Sequence[tuple[Setup, Condition]], store: Path, processes: int
 
 def make_missing(missing: Mapping[str, tuple[Setup, Condition]], store: Path, processes: int, bars: bool) -> None:
     """Make the pictures of some conditions, judge them, and save each condition's verdicts once they are complete."""
-    tasks = {key: cut(setup, condition) for key, (setup, condition) in missing.items()}
+    tasks = {key: batches(setup, condition) for key, (setup, condition) in missing.items()}
     total = sum(setup.pairs * setup.seeds for setup, _ in missing.values())
     with (
         mapping(processes) as each,
@@ -90,8 +90,8 @@ def make_missing(missing: Mapping[str, tuple[Setup, Condition]], store: Path, pr
             write_verdicts(parts, condition, setup, store / f"{key}.json")
 
 
-def cut(setup: Setup, condition: Condition) -> list[Task]:
-    """Cut one condition's work into batches, always the same."""
+def batches(setup: Setup, condition: Condition) -> list[Task]:
+    """Return the batches of one condition's work, always the same."""
     size = max(1, BATCH // setup.seeds)
     starts = range(0, setup.pairs, size)
     return [Task(setup, condition, range(start, min(start + size, setup.pairs))) for start in starts]

@@ -37,6 +37,11 @@ class Style:
 
     Raises:
         ValueError: The tensors are not what the recipe says, or not finite.
+
+    Example:
+        >>> style = Style.load("pink-dots.safetensors")
+        >>> with style.applied(stock_pipe, scale=0.8):
+        ...     stock_pipe("a heart").images[0]
     """
 
     tensors: Mapping[str, torch.Tensor]

@@ -28,7 +28,7 @@ import instantstyle
 from instantstyle import Style, tiny
 from instantstyle.commands import cli
 from instantstyle.core import with_instantstyle
-from instantstyle.hub import checkpoint, gallery, repository, upload
+from instantstyle.hub import checkpoint, export, find_checkpoint, gallery, publish, repository, upload
 from instantstyle.hub.card import write_card
 from instantstyle.tiny import world
 
@@ -769,6 +769,19 @@ def test_mistakes_are_told_before_anything_is_made(
     assert captured.err.startswith(f"instantstyle: error: {message}")
     assert (captured.out, captured.err.count("\n"), hub.repositories) == ("", 1, {})
     assert token is None or token not in captured.err
+
+
+def test_python_is_told_its_own_arguments(tmp_path: Path) -> None:
+    """In the words of a call, before anything is made."""
+    (tmp_path / "file").write_text("mine")
+    for call, message in (
+        (lambda: export(tmp_path), "`folder`: .* is there already"),
+        (lambda: find_checkpoint("nowhere"), "`checkpoint`: nowhere has no model_index.json"),
+        (lambda: publish("new"), "`repo_id`: expected OWNER/NAME, got 'new'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_without_the_network(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from instantstyle import tiny
 from instantstyle.commands import cli
 from instantstyle.inference.request import Machine
 from instantstyle.inference.session import Session
-from instantstyle.lab import conditions, evaluation, metrics, pictures, plot, results, tables, verdicts
+from instantstyle.lab import conditions, evaluate, evaluation, metrics, pictures, plot, results, tables, verdicts
 from instantstyle.lab.conditions import Condition
 from instantstyle.lab.pairs import POOL, SPLITS, Pairs, make_seed, sample_pairs
 from instantstyle.tiny import judges, world
@@ -408,6 +408,31 @@ def test_numbers_are_those_of_the_verdicts(run, tmp_path):
     assert plain["metrics"]["content_right"]["mean"] == pytest.approx(right, abs=1e-5)
     assert plain["above_baseline"]["style"] == {"mean": 0, "low": 0, "high": 0}
     assert f"plain {100 * right:.1f} (" in " ".join(out.split())
+
+
+def test_python_finds_what_the_command_line_does(run, tmp_path, monkeypatch):
+    out, _, tasks = run("--pairs", "12", "--seeds", "1")
+    found = evaluate(conditions.headline_conditions(), tmp_path / "out", pairs=12, seeds=1)
+    assert tables.evaluation_text(found) in out
+    assert found.baseline == "plain"
+    monkeypatch.setattr(verdicts, "work", lambda task: simulate(task, right=0.5))
+    other = evaluate(conditions.headline_conditions(), tmp_path, pairs=12, seeds=1)
+    assert tables.evaluation_text(other) not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"model": "missing"}, "`model`: missing has no judges"),
+        ({"pairs": POOL + 1}, f"`pairs` must be from 1 to {POOL}"),
+        ({"split": "training"}, "`split` must be one of"),
+        ({"curves": [conditions.Curve("c", (("1", Condition("b", target_blocks="stile")),), None)]}, "condition 'b'"),
+    ],
+)
+def test_python_is_told_its_own_arguments(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        evaluate([Condition("a")], tmp_path / "out", **words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_run_makes_nothing_again(run, tmp_path):

@@ -18,9 +18,9 @@ from instantstyle.commands import cli
 from instantstyle.core import AdapterFile
 from instantstyle.inference import grid
 from instantstyle.inference.recipe import read_recipe
-from instantstyle.inference.request import Request
+from instantstyle.inference.request import Machine, Request
 from instantstyle.inference.session import Session
-from instantstyle.lab import ablation, findings, observers, presets, probe_report
+from instantstyle.lab import ablation, findings, observers, presets, probe, probe_report
 from instantstyle.lab.pairs import make_seed
 from instantstyle.lab.proposal import Proposal, propose
 
@@ -206,7 +206,7 @@ def test_an_interrupted_probe_goes_on_where_it_was(tmp_path):
 def test_the_picture_shows_each_group_alone_and_all_but_it(tmp_path):
     found, proposal = ablation.search(Additive(), EVERY, tmp_path)
     probed = ablation.Probed({}, Additive().shown, EVERY, found, proposal)
-    drawn = {colour for _, colour in probe_report.draw_sheet(probed).getcolors(2**24)}
+    drawn = {colour for _, colour in probe_report.draw_probe(probed).getcolors(2**24)}
     shown = {groups for groups in found if any(one.getpixel((0, 0)) in drawn for one in found[groups].pictures)}
     assert shown == set(findings.plan(EVERY)) < set(found)
     for groups in shown:
@@ -242,6 +242,15 @@ def test_examples_from_the_command_line(tmp_path, reference, capsys, monkeypatch
     made.clear()
     assert cli.main(words) == 0
     assert made == []
+
+
+def test_without_examples_and_judges_there_is_nothing_to_see(tmp_path):
+    (tmp_path / "model").mkdir()
+    for part in ("unet", "sdxl_models"):
+        (tmp_path / "model" / part).symlink_to(tiny.path() / part)
+    with pytest.raises(ValueError, match="`examples`: needed with `model` model, which has no judges"):
+        probe(Session(Machine(model=str(tmp_path / "model"))), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_decides_the_result_has_its_own_folder(tmp_path, reference, monkeypatch):
