@@ -34,10 +34,13 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, is_valid_image
 from diffusers.models.attention_processor import (
+    AttnProcessor,
     AttnProcessor2_0,
+    FusedAttnProcessor2_0,
     IPAdapterAttnProcessor,
     IPAdapterAttnProcessor2_0,
     IPAdapterXFormersAttnProcessor,
+    SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
@@ -326,6 +329,23 @@ def face_loras(unet: Any, tensors: list[dict[str, torch.Tensor]]) -> dict[int, d
     return convert([{"ip_adapter": one} for one in tensors])
 
 
+CASTING = "_skip_layerwise_casting_patterns"
+
+
+def keep_from_casting(unet: Any, patterns: Sequence[str]) -> Any:
+    """Have layerwise casting leave modules of these names alone. Gives what `leave_to_casting` needs to undo that."""
+    before = vars(unet).get(CASTING)
+    setattr(unet, CASTING, [*(getattr(unet, CASTING, None) or ()), *patterns])
+    return before
+
+
+def leave_to_casting(unet: Any, before: Any) -> None:
+    """Undo `keep_from_casting`."""
+    vars(unet).pop(CASTING, None)
+    if before is not None:
+        setattr(unet, CASTING, before)
+
+
 def disable_offloading(pipe: Any) -> tuple[bool, bool, bool]:
     """Take off the hooks of model and sequential offloading. Gives which there are: model, sequential, group."""
     modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
@@ -573,6 +593,101 @@ def first_linear(layer: nn.Module) -> nn.Linear:
     return next(module for module in layer.modules() if isinstance(module, nn.Linear))
 
 
+# --- Offloading, suspended while modules change ----------------------------------------------------------------------
+
+
+@contextmanager
+def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
+    """Without the hooks of model, sequential and group offloading, which come back as they were."""
+    if not needed:
+        yield
+        return
+    # What is loaded under these hooks they do not place (diffusers issue 3922).
+    before, device = modules(pipe), offload_device(pipe)
+    by_model, sequential, by_group = disable_offloading(pipe)
+    put = group_offloading(bare_unet(pipe)) if by_group else None
+    try:
+        yield
+    finally:
+        if by_model:
+            pipe.enable_model_cpu_offload(device=device)
+        elif sequential:
+            pipe.enable_sequential_cpu_offload(device=device)
+        elif put is not None:
+            for name, module in modules(pipe).items():
+                put(module, name not in before)
+
+
+def modules(pipe: Any) -> dict[str, nn.Module]:
+    """The components of a pipeline that are modules."""
+    return {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
+
+
+# --- Services of the host that swap attention processors or cast weights, and an adapter that is to outlive them -----
+
+
+# What slicing, fused projections and the like put on every attention of a UNet. None of them can take image tokens
+# (diffusers 7263, 8863, 9901).
+PLAIN = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+
+# What layerwise casting leaves alone, as it does norms: the host's image projection casts its input to the type in
+# which its weights are stored.
+UNCAST = (r"^encoder_hid_proj\.image_projection_layers\.", r"\.processor\.to_[kv]_ip\.")
+
+
+def is_displaced(unet: Any) -> bool:
+    """Whether a service put its processors in the place of an adapter's."""
+    state = unet.__dict__.get("_instantstyle")
+    ours = state.processors if state is not None and state.projection is unet.encoder_hid_proj else ()
+    return any(type(attention(unet, layer).processor) in PLAIN for layer in ours)
+
+
+def mend_unfusing(unet: Any, state: Any) -> None:
+    """Let `unfuse_qkv_projections` leave what it would without the adapter of this `AdapterState`."""
+    # It puts back what `fuse_qkv_projections` found, the adapter's own too, and wants one for each attention there is.
+    found = unet.__dict__.get("original_attn_processors")
+    if found:
+        own = {f"{layer}.attn2.processor": layer for layer in state.processors}
+        plain = {n: state.plain[layer] for n, layer in own.items() if found.get(n) is state.processors[layer]}
+        known = found | plain
+        unet.original_attn_processors = {name: known.get(name, now) for name, now in unet.attn_processors.items()}
+
+
+def check_whole(unet: Any, projection: Any) -> None:
+    """Raise ValueError where a service left what another loader had put on this UNet unfit to run."""
+    if projection is not unet.encoder_hid_proj:  # a modular pipeline puts it there while the UNet runs
+        return
+    for layer in text_layers(unet):
+        kind = type(attention(unet, layer).processor)
+        if kind in PLAIN:
+            raise ValueError(
+                f"The IP-Adapter on this UNet lost its weights for {layer!r}: {kind.__name__} was put in their place. "
+                "Call `load_ip_adapter` again; what an InstantStyle pipeline has loaded outlives that."
+            )
+    for parameter in projection.parameters():
+        if parameter.dtype.itemsize == 1:
+            raise ValueError(
+                f"The IP-Adapter on this UNet was cast to {parameter.dtype}, in which its projection cannot run. "
+                "Call `load_ip_adapter` again; what an InstantStyle pipeline has loaded is not cast."
+            )
+
+
+@contextmanager
+def naming_strangers(unet: Any) -> Iterator[None]:
+    """Name a processor of the user's that fails on what an adapter has it given: text and image tokens, as a tuple."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        strangers = [layer for layer in text_layers(unet) if layer not in ip_processors(unet)]
+        if not strangers:
+            raise
+        kind = type(attention(unet, strangers[0]).processor).__name__
+        raise RuntimeError(
+            f"The attention processor {kind} at {strangers[0]!r} failed. While an IP-Adapter is loaded it is given "
+            "text and image tokens, as a tuple. Set one that takes both, or call `unload_ip_adapter` first."
+        ) from error
+
+
 # --- The adapter on a UNet: built, attached, detached, and its weights fetched ---------------------------------------
 
 
@@ -587,8 +702,10 @@ class AdapterState:
     # Per adapter the targets that `load_ip_adapter` or `set_target_blocks` chose: a dict of scales replaces those in
     # force, and a number brings these back.
     chosen: list[dict[str, Scale]] = field(default_factory=list)
+    processors: dict[str, Any] = field(default_factory=dict)  # its own; a service of the host may put others there
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
+    uncast: Any = None  # what the user has layerwise casting leave alone on this UNet
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
     # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
@@ -599,12 +716,17 @@ class AdapterState:
 
 
 def adapter_state(unet: Any) -> AdapterState | None:
-    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all"."""
+    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all".
+
+    Where a service of the host put other processors in the place of the adapter's, these are back afterwards.
+    """
     projection = unet.encoder_hid_proj
     if not hasattr(projection, "image_projection_layers"):
         return None
     state = unet.__dict__.get("_instantstyle")
     if state is not None and state.projection is projection:
+        if is_displaced(unet):
+            attach(unet, state, detach(unet, state))
         return state
     processors = ip_processors(unet)
     text_proj = getattr(unet, "text_encoder_hid_proj", None)
@@ -616,7 +738,8 @@ def adapter_state(unet: Any) -> AdapterState | None:
         files=[None] * count,
         targets=targets,
         chosen=targets,
-        scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        scales=[inside[0] if inside and all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        processors=processors,
         plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
     )
@@ -687,6 +810,7 @@ def _check_fit(unet: Any, file: AdapterFile) -> None:
 def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> None:
     """Put an adapter on a UNet without one, in the UNet's attention backend and dtype."""
     attentions = {layer: attention(unet, layer) for layer in processors}
+    state.processors = dict(processors)
     state.plain = {layer: attn.processor for layer, attn in attentions.items()}
     state.hid_proj = (unet.encoder_hid_proj, getattr(unet.config, "encoder_hid_dim_type", None))
     dtype = unet.dtype  # it walks all modules
@@ -694,24 +818,40 @@ def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Non
         if is_xformers(processor) != is_xformers(state.plain[layer]):  # switched on or off meanwhile
             old, processor = processor, make_processor(attentions[layer], processor.num_tokens, state.plain[layer])
             processor.scale, processor.to_k_ip, processor.to_v_ip = old.scale, old.to_k_ip, old.to_v_ip
-        attentions[layer].set_processor(processor.to(dtype=dtype))
+            state.processors[layer] = processor
+        _place(attentions[layer], processor.to(dtype=dtype))
+    for module in state.projection.modules():  # services reach its attentions too, and fused projections fail there
+        if hasattr(module, "set_processor"):
+            module.set_processor(AttnProcessor2_0())
     if state.hid_proj[1] == "text_proj":  # Kolors' text projection, which the host looks for here
         unet.text_encoder_hid_proj = unet.encoder_hid_proj
     unet.encoder_hid_proj = state.projection.to(dtype=dtype)
     unet.config.encoder_hid_dim_type = "ip_image_proj"
     unet._instantstyle = state
+    state.uncast = keep_from_casting(unet, UNCAST)
+    mend_unfusing(unet, state)
+
+
+def _place(attn: Any, processor: Any) -> None:
+    device = next(attn.parameters()).device
+    if device.type != "meta":  # sequential offloading has the weights
+        processor.to(device)  # where the UNet went while a service had taken this off it
+    attn.set_processor(processor)
 
 
 def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
     """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
-    processors = ip_processors(unet)
-    for layer in processors:
-        attention(unet, layer).set_processor(state.plain[layer])
+    for layer, processor in state.processors.items():
+        attn = attention(unet, layer)
+        if attn.processor is processor:
+            attn.set_processor(state.plain[layer])
     unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
     if hasattr(unet, "text_encoder_hid_proj"):
         del unet.text_encoder_hid_proj
     unet.__dict__.pop("_instantstyle", None)
-    return processors
+    leave_to_casting(unet, state.uncast)
+    mend_unfusing(unet, state)
+    return state.processors
 
 
 @contextmanager
@@ -858,9 +998,17 @@ def placeholders(state: AdapterState) -> list[torch.Tensor]:
     return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
 
 
+def loaded(pipe: Any) -> AdapterState | None:
+    """What `adapter_state` gives for a pipeline's UNet, offloaded as the rest of it is."""
+    displaced = is_displaced(bare_unet(pipe))
+    state = adapter_state(bare_unet(pipe))
+    with offloading_suspended(pipe, displaced):  # hooks that were put on meanwhile have missed what was displaced
+        return state
+
+
 def adapter_to_change(pipe: Any) -> AdapterState | None:
     """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
-    state = adapter_state(bare_unet(pipe))
+    state = loaded(pipe)
     if state is not None and state.standing is not None:
         raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
     return state
@@ -1040,36 +1188,6 @@ def _check_leaf(leaf: Any, name: str, prompted: bool, width: int) -> None:
         raise ValueError(f"`{name}` must have the shape ({width},) or (1, {width}), but has {tuple(leaf.shape)}.")
     if not prompted and not (torch.isfinite(leaf).all() and leaf.any()):
         raise ValueError(f"`{name}` is zero or not finite. Pass None to remove nothing.")
-
-
-# --- Offloading, suspended while modules change ----------------------------------------------------------------------
-
-
-@contextmanager
-def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
-    """Without the hooks of model, sequential and group offloading, which come back as they were."""
-    if not needed:
-        yield
-        return
-    # What is loaded under these hooks they do not place (diffusers issue 3922).
-    before, device = modules(pipe), offload_device(pipe)
-    by_model, sequential, by_group = disable_offloading(pipe)
-    put = group_offloading(bare_unet(pipe)) if by_group else None
-    try:
-        yield
-    finally:
-        if by_model:
-            pipe.enable_model_cpu_offload(device=device)
-        elif sequential:
-            pipe.enable_sequential_cpu_offload(device=device)
-        elif put is not None:
-            for name, module in modules(pipe).items():
-                put(module, name not in before)
-
-
-def modules(pipe: Any) -> dict[str, nn.Module]:
-    """The components of a pipeline that are modules."""
-    return {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
 
 
 # --- IP-Adapters, loaded: checkpoints, image encoder and LoRAs, all checked before anything changes ------------------
@@ -1327,6 +1445,8 @@ def read_call(
             "embeddings."
         )
     _check_removal(pipe, call, state)
+    if state is not None:
+        check_whole(bare_unet(pipe), state.projection)
     return call
 
 
@@ -1568,7 +1688,7 @@ def embed_reference(
 ) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
     content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
-    call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
+    call = read_call(pipe, reference, loaded(pipe), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
         (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)
@@ -1721,12 +1841,14 @@ class InstantStyleMixin(_Host):
             if style is not None:
                 built = style_adapter(unet, style, style_scale, execution_device(self))
                 stack.enter_context(attached(unet, *built))
-            state = adapter_state(unet)
+            state = loaded(self)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
                 arguments["ip_adapter_image_embeds"] = call.embeds or placeholders(state)
             arguments |= cut_with_guidance(arguments, call)
             stack.enter_context(processors_kept(unet))
+            if state is not None:
+                stack.enter_context(naming_strangers(unet))
             if state is not None and targets is not None:
                 stack.enter_context(targets_for_call(self, state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
@@ -1917,7 +2039,7 @@ class InstantStyleMixin(_Host):
     @property
     def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        state = adapter_state(bare_unet(self))
+        state = loaded(self)
         if state is None:
             return None
         found = in_force(bare_unet(self), state)

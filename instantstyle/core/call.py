@@ -14,12 +14,13 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, is_valid_image
 from diffusers.utils import load_image
 
-from .adapter import AdapterState, adapter_state, component, resolve_each
+from .adapter import AdapterState, component, loaded, resolve_each
 from .blocks import Scale, TargetBlocks, check_number, times
 from .content import check_content, remove_content
 from .nesting import Content, as_list, flatten, fold, nesting, spread, tree
 from .private import execution_device
 from .processors import bare_unet, first_linear
+from .services import check_whole
 
 
 Images: TypeAlias = PipelineImageInput | list[Any]  # for each adapter a picture, or a list of them
@@ -110,6 +111,8 @@ def read_call(
             "embeddings."
         )
     _check_removal(pipe, call, state)
+    if state is not None:
+        check_whole(bare_unet(pipe), state.projection)
     return call
 
 
@@ -351,7 +354,7 @@ def embed_reference(
 ) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
     content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
-    call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
+    call = read_call(pipe, reference, loaded(pipe), **content)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
         (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)

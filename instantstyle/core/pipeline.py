@@ -16,12 +16,12 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
 from .adapter import (
-    adapter_state,
     adapter_to_change,
     attach,
     attached,
     detach,
     detached,
+    loaded,
     placeholders,
     resolve_each,
     style_adapter,
@@ -51,6 +51,7 @@ from .nesting import Content, as_list
 from .offloading import offloading_suspended
 from .private import execution_device
 from .processors import bare_unet
+from .services import naming_strangers
 from .targets import in_force, read_scales, retarget, targets_for_call
 
 
@@ -130,12 +131,14 @@ class InstantStyleMixin(_Host):
             if style is not None:
                 built = style_adapter(unet, style, style_scale, execution_device(self))
                 stack.enter_context(attached(unet, *built))
-            state = adapter_state(unet)
+            state = loaded(self)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
                 arguments["ip_adapter_image_embeds"] = call.embeds or placeholders(state)
             arguments |= cut_with_guidance(arguments, call)
             stack.enter_context(processors_kept(unet))
+            if state is not None:
+                stack.enter_context(naming_strangers(unet))
             if state is not None and targets is not None:
                 stack.enter_context(targets_for_call(self, state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
@@ -326,7 +329,7 @@ class InstantStyleMixin(_Host):
     @property
     def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        state = adapter_state(bare_unet(self))
+        state = loaded(self)
         if state is None:
             return None
         found = in_force(bare_unet(self), state)
