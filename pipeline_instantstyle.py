@@ -254,6 +254,92 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+# --- Reference pictures that are not square, fitted to the square that an image encoder sees -------------------------
+
+
+FITS = ("crop", "pad", "squash", "tiles")
+
+
+def check_fit(fit: Any, pictures: Any, name: str) -> None:
+    """Refuse a fit that is none, or that these pictures cannot have; say what the host's own cuts off.
+
+    Args:
+        fit: `reference_fit`.
+        pictures: nested lists, or None.
+        name: the argument that gave the pictures, for errors.
+
+    Raises:
+        ValueError: no such fit, or no pictures.
+        TypeError: a picture is an array or a tensor, of which only the host's fit is taken.
+    """
+    if fit not in FITS:
+        raise ValueError(f"`reference_fit` must be one of {', '.join(map(repr, FITS))}, but is {fit!r}.")
+    if fit != "crop" and pictures is None:
+        raise ValueError(f"`reference_fit` is about `{name}`, which is missing.")
+    for picture in flatten(pictures):
+        is_image = hasattr(picture, "getexif")
+        if fit != "crop" and not is_image:
+            came = type(picture).__name__
+            raise TypeError(f"`reference_fit` {fit!r} needs PIL images in `{name}`, but it holds a {came}.")
+        if fit == "crop" and is_image:
+            _say_what_is_cut(*picture.size)
+
+
+@functools.cache  # once for each size
+def _say_what_is_cut(width: int, height: int) -> None:
+    if width != height:
+        cut = 1 - min(width, height) / max(width, height)
+        logging.getLogger(__name__).warning(
+            f"A reference of {width} x {height} is cropped to its middle square: {cut:.0%} of it, at two edges, "
+            "has no influence. With `reference_fit` 'pad', 'squash' or 'tiles' all of it has."
+        )
+
+
+def squares(picture: Any, fit: str, encoder: Any, extractor: Any) -> list[Any]:
+    """The square pictures whose embeddings, as a mean, stand for this one.
+
+    Args:
+        picture: a PIL image.
+        fit: "pad" with the mean colour of the encoder's training, which it sees as zeros; "squash" to its side;
+            "tiles": squares of the shorter side from end to end, each overlapping the next by a half or more; "crop"
+            leaves the picture to the host.
+        encoder, extractor: the image encoder and its feature extractor.
+    """
+    (width, height), side = picture.size, encoder.config.image_size
+    longer, shorter = max(width, height), min(width, height)
+    if fit == "crop" or width == height:
+        return [picture]
+    picture = picture.convert("RGB")
+    if fit == "squash":
+        return [picture.resize((side, side))]
+    if fit == "pad":
+        square = picture.resize((longer, longer))
+        square.paste(tuple(round(255 * mean) for mean in extractor.image_mean), (0, 0, longer, longer))
+        square.paste(picture, ((longer - width) // 2, (longer - height) // 2))
+        return [square]
+    last = math.ceil(2 * (longer - shorter) / shorter)
+    starts = [round(i * (longer - shorter) / last) for i in range(last + 1)]
+    corners = [(start, 0) if width > height else (0, start) for start in starts]
+    return [picture.crop((x, y, x + shorter, y + shorter)) for x, y in corners]
+
+
+def mean_of_squares(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Embeddings of pictures from those of their squares: of the last row, the conditional, the mean.
+
+    Args:
+        rows: shape `(1 or 2, squares, ...)`.
+        counts: the number of squares of each picture.
+
+    Returns:
+        Shape `(1 or 2, pictures, ...)`.
+    """
+    if len(counts) == rows.shape[1]:
+        return rows
+    parts = rows.split(list(counts), dim=1)
+    means = [torch.cat([part[:-1, :1], part[-1:].float().mean(1, keepdim=True).to(part.dtype)]) for part in parts]
+    return torch.cat(means, dim=1)
+
+
 # --- Private names of diffusers: fetched when needed; where one is gone, only what needs it is refused ---------------
 
 
@@ -1371,6 +1457,7 @@ class Call:
     content: Content | torch.Tensor
     content_name: str
     content_scale: float | str
+    fit: str
     rows: list[torch.Tensor] = field(default_factory=list)  # per adapter, as the host gets them
 
     @property
@@ -1405,8 +1492,9 @@ def plan_call(
     """What a call asks for, checked, and its targets where they are not those in force. Nothing is changed."""
     standing = None if state is None else state.standing
     if standing is not None:
-        amount = None if neg_content_scale == 1.0 else neg_content_scale
-        _refuse_beside_style({**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": amount})
+        given = {**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": neg_content_scale}
+        defaults = {"neg_content_scale": 1.0, "reference_fit": "crop"}
+        _refuse_beside_style({n: value for n, value in given.items() if n not in defaults or value != defaults[n]})
     call = read_call(pipe, arguments, state, neg_content_scale=neg_content_scale, **ours)
     targets = None if target_blocks is None else resolve_each(target_blocks, bare_unet(pipe), state)
     if standing is not None:
@@ -1426,6 +1514,7 @@ def read_call(
     neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
     neg_content_scale: float | str = 1.0,
     ip_adapter_image_per_prompt: bool = False,
+    reference_fit: str = "crop",
 ) -> Call:
     """What a call asks for, checked, by the host's arguments and ours. Nothing is changed."""
     if neg_content_prompt is not None and neg_content_embeds is not None:
@@ -1438,7 +1527,9 @@ def read_call(
         content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
         content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
         content_scale=neg_content_scale,
+        fit=reference_fit,
     )
+    check_fit(call.fit, call.pictures, "ip_adapter_image")
     if call.pictures is not None and component(pipe, "image_encoder") is None:
         raise ValueError(
             "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass its "
@@ -1537,7 +1628,16 @@ def _eight_bits(picture: Any) -> Any:
     return picture.convert("I").point(lambda value: value / 256).convert("L")
 
 
-def host_form(pictures: Any, per_prompt: bool) -> Any:
+def host_pictures(pipe: Any, call: Call) -> tuple[list[Any], list[list[int]]]:
+    """The references of a call as the host takes them, and for each adapter how many squares each of them became."""
+    if call.fit == "crop":
+        return [_host_form(pictures, call.per_prompt) for pictures in call.pictures or []], []
+    towers = pipe.image_encoder, pipe.feature_extractor
+    tiled = [[squares(one, call.fit, *towers) for one in flatten(pictures)] for pictures in call.pictures or []]
+    return [flatten(adapter) for adapter in tiled], [list(map(len, adapter)) for adapter in tiled]
+
+
+def _host_form(pictures: Any, per_prompt: bool) -> Any:
     flat = flatten(pictures) if per_prompt else pictures
     tensors = per_prompt and all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat)
     return torch.cat(flat) if tensors else flat
@@ -1669,7 +1769,7 @@ def processors_kept(unet: Any) -> Iterator[None]:
 
 def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
     names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
-    for name in (*names, "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
+    for name in (*names, "reference_fit", "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
         if arguments.get(name) is not None and arguments[name] is not False:
             raise ValueError(
                 f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
@@ -1683,12 +1783,9 @@ def check_style_scale(style: Any, scale: Any) -> None:
 
 
 @torch.no_grad()
-def embed_reference(
-    pipe: Any, neg_content_prompt: Content, neg_content_scale: float | str, **reference: Any
-) -> torch.Tensor:
+def embed_reference(pipe: Any, ip_adapter_image: list[Images], **ours: Any) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
-    content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
-    call = read_call(pipe, reference, loaded(pipe), **content)
+    call = read_call(pipe, {"ip_adapter_image": ip_adapter_image}, loaded(pipe), **ours)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
         (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)
@@ -1805,6 +1902,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         ip_adapter_image_per_prompt: bool = False,
+        reference_fit: str = "crop",
         style: Any = None,
         style_scale: float | Sequence[Any] = 1.0,
         **kwargs: Any,
@@ -1821,6 +1919,8 @@ class InstantStyleMixin(_Host):
             ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
                 reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
                 prompts, doubled under guidance.
+            reference_fit: what becomes of a reference that is not square: "crop" keeps its middle, as the host does,
+                "pad" adds edges, "squash" distorts, "tiles" takes the mean of the embeddings of overlapping squares.
             style: a `Style` in place of a reference; a tuple of them, combined in one picture; or a list with one of
                 these for each prompt. `ip_adapter_masks` say where each of a tuple goes, as for adapters.
             style_scale: a number for all, or numbers nested as `style` is. It multiplies the style's own scales.
@@ -1835,6 +1935,7 @@ class InstantStyleMixin(_Host):
             "neg_content_prompt": neg_content_prompt,
             "neg_content_embeds": neg_content_embeds,
             "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
+            "reference_fit": reference_fit,
         }
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
@@ -1875,6 +1976,7 @@ class InstantStyleMixin(_Host):
             ValueError: embeddings of another number of rows, or content of another nesting.
         """
         call, guided = self._instantstyle_call, do_classifier_free_guidance
+        counts: list[list[int]] = []  # with fitted references: for each adapter, of how many squares each is made
         prepare = super().prepare_ip_adapter_image_embeds
         if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
@@ -1883,11 +1985,13 @@ class InstantStyleMixin(_Host):
         elif call.embeds is not None:
             call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
-            ip_adapter_image = [host_form(pictures, call.per_prompt) for pictures in call.pictures]
+            ip_adapter_image, counts = host_pictures(self, call)
         # Content first: with model offloading the text tower leaves the device when the image tower comes.
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
+        if counts:
+            embeds = [mean_of_squares(rows, count) for rows, count in zip(embeds, counts, strict=True)]
         parts = zip(embeds, content, strict=True)
         call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
@@ -1899,6 +2003,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | None = None,
         weights: Sequence[float] | None = None,
+        reference_fit: str = "crop",
     ) -> Any:
         """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
 
@@ -1909,6 +2014,8 @@ class InstantStyleMixin(_Host):
             target_blocks: the blocks that see it (see `set_target_blocks`), at the scale that is set. By default those
                 in force.
             weights: a number for each picture, divided by their sum. By default all count the same.
+            reference_fit: what becomes of a picture that is not square: "crop", "pad", "squash" or "tiles", as in a
+                call.
 
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.

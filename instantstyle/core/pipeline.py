@@ -37,7 +37,7 @@ from .call import (
     check_style_scale,
     cut_with_guidance,
     fit_rows,
-    host_form,
+    host_pictures,
     make_rows,
     plan_call,
     processors_kept,
@@ -45,6 +45,7 @@ from .call import (
 )
 from .checkpoint import hub_arguments, in_host_words
 from .content import encode_content, read_content_encoder
+from .fit import mean_of_squares
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
 from .loading import load_adapters
 from .nesting import Content, as_list
@@ -95,6 +96,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         ip_adapter_image_per_prompt: bool = False,
+        reference_fit: str = "crop",
         style: Any = None,
         style_scale: float | Sequence[Any] = 1.0,
         **kwargs: Any,
@@ -111,6 +113,8 @@ class InstantStyleMixin(_Host):
             ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
                 reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
                 prompts, doubled under guidance.
+            reference_fit: what becomes of a reference that is not square: "crop" keeps its middle, as the host does,
+                "pad" adds edges, "squash" distorts, "tiles" takes the mean of the embeddings of overlapping squares.
             style: a `Style` in place of a reference; a tuple of them, combined in one picture; or a list with one of
                 these for each prompt. `ip_adapter_masks` say where each of a tuple goes, as for adapters.
             style_scale: a number for all, or numbers nested as `style` is. It multiplies the style's own scales.
@@ -125,6 +129,7 @@ class InstantStyleMixin(_Host):
             "neg_content_prompt": neg_content_prompt,
             "neg_content_embeds": neg_content_embeds,
             "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
+            "reference_fit": reference_fit,
         }
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
@@ -165,6 +170,7 @@ class InstantStyleMixin(_Host):
             ValueError: embeddings of another number of rows, or content of another nesting.
         """
         call, guided = self._instantstyle_call, do_classifier_free_guidance
+        counts: list[list[int]] = []  # with fitted references: for each adapter, of how many squares each is made
         prepare = super().prepare_ip_adapter_image_embeds
         if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
@@ -173,11 +179,13 @@ class InstantStyleMixin(_Host):
         elif call.embeds is not None:
             call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
-            ip_adapter_image = [host_form(pictures, call.per_prompt) for pictures in call.pictures]
+            ip_adapter_image, counts = host_pictures(self, call)
         # Content first: with model offloading the text tower leaves the device when the image tower comes.
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
+        if counts:
+            embeds = [mean_of_squares(rows, count) for rows, count in zip(embeds, counts, strict=True)]
         parts = zip(embeds, content, strict=True)
         call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
@@ -189,6 +197,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | None = None,
         weights: Sequence[float] | None = None,
+        reference_fit: str = "crop",
     ) -> Any:
         """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
 
@@ -199,6 +208,8 @@ class InstantStyleMixin(_Host):
             target_blocks: the blocks that see it (see `set_target_blocks`), at the scale that is set. By default those
                 in force.
             weights: a number for each picture, divided by their sum. By default all count the same.
+            reference_fit: what becomes of a picture that is not square: "crop", "pad", "squash" or "tiles", as in a
+                call.
 
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.

@@ -70,6 +70,7 @@ OURS = (
     "neg_content_scale",
     "target_blocks",
     "ip_adapter_image_per_prompt",
+    "reference_fit",
 )
 
 
@@ -215,6 +216,11 @@ class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
                 "ip_adapter_image_per_prompt",
                 default=False,
                 description="Read `ip_adapter_image` as adapter -> prompt -> picture or pictures.",
+            ),
+            InputParam(
+                "reference_fit",
+                default="crop",
+                description='What becomes of a reference that is not square: "crop", "pad", "squash" or "tiles".',
             ),
             InputParam(
                 "neg_content_prompt",
