@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from instantstyle.commands.options import option, typed
 from instantstyle.console import calm
 from instantstyle.files import check_output
-from instantstyle.inference.request import Machine, Request, laid_over, refuse_encoded, worded
+from instantstyle.inference.request import Machine, Request, check, laid_over, refuse_encoded, worded
 
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def asked(options: argparse.Namespace) -> tuple[Request, Machine]:
         refuse_encoded([name for name in ("adapter", "content_encoder") if name in machine.given])
     if machine.controlnet is not None and request.control_image is None:
         raise ValueError("`controlnet` needs `control_image`.")
+    check(request, machine)
     return request, machine
 
 

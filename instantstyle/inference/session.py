@@ -58,8 +58,15 @@ class Painting:
 
 @dataclass(frozen=True)
 class Order:
-    """A completed request with everything at hand that its picture is made of."""
+    """A request with everything at hand that its picture is made of.
 
+    Attributes:
+        asked: What was asked for.
+        request: The same, completed and with its files opened.
+        pictures: What is started from and steered by, as the pipeline takes it.
+    """
+
+    asked: Request
     request: Request
     pictures: Mapping[str, Image.Image]
 
@@ -128,7 +135,7 @@ class Session:
         """
         opened = self.reader.opened(self.complete(request))
         check_family(opened, self.model)
-        return Order(opened, fitted(opened))
+        return Order(request, opened, fitted(opened))
 
     def describe(self, request: Request) -> dict[str, Any]:
         """Write what the recipe of a request's picture must say. Its files are named, and not opened."""
@@ -171,11 +178,16 @@ class Session:
         pipe = self.pipeline(orders[0].request)
         images = self._call(pipe, orders, on_step)
         if orders[0].request.upscale is not None:
-            again = [second_pass(order.request, image) for order, image in zip(orders, images, strict=True)]
-            second = [Order(request, fitted(request)) for request in again]
-            images = self._call(self.pipeline(again[0]), second, on_step)
+            second = [self._second(order, image) for order, image in zip(orders, images, strict=True)]
+            images = self._call(self.pipeline(second[0].request), second, on_step)
         each = zip(orders, images, strict=True)
         return [Painting(image, self._recipe(order.request, pipe, image)) for order, image in each]
+
+    def _second(self, order: Order, image: Image.Image) -> Order:
+        # How strong a ControlNet is by default, is each pipeline's own.
+        again = second_pass(order.request, image).but(controlnet_scale=order.asked.controlnet_scale)
+        request = completed(again, self.machine, variant_class(variant_name(again, self.model.family)))
+        return Order(again, request, fitted(request))
 
     def _call(self, pipe: Any, orders: Sequence[Order], on_step: OnStep | None) -> list[Image.Image]:
         first = orders[0]

@@ -256,6 +256,8 @@ class Blank:
 
     def set_target_blocks(self, *_, scale: float) -> None: ...
 
+    def load_ip_adapter(self, *_, **__) -> None: ...
+
     def to(self, device: torch.device) -> "Blank":
         return self
 
@@ -514,7 +516,7 @@ def test_a_manifest_may_be_what_windows_writes(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes('\ufeff{"prompt": "a heart, \u2665", "hires": true}\r\n\r\n'.encode())
     for name in ("rows.csv", "rows.jsonl"):
         (row,) = manifest.read(str(tmp_path / name))
-        assert row.request({"style": "a.png", "size": 128}).hires is True
+        assert row.request({"style": "a.png", "size": 128}, Machine()).hires is True
         assert row.given["prompt"] == "a heart, \u2665"
 
 

@@ -113,7 +113,7 @@ def test_contradictions_are_refused_in_the_words_of_who_asks(given, message):
     assert told(refused.value, option).startswith(message)
     with pytest.raises(ValueError) as refused:
         Row("rows.csv, line 2", "a.png", {"prompt": "a heart", **given}).request(
-            {"style": given.get("style", "a.png")}
+            {"style": given.get("style", "a.png")}, Machine()
         )
     assert str(refused.value).startswith("rows.csv, line 2: ")
     assert not any(f"{option(name)} " in str(refused.value) for name in given)  # columns are no options

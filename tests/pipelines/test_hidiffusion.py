@@ -445,7 +445,7 @@ def test_the_library_has_a_table_for_the_unet_or_it_is_refused(unet: dict[str, A
 
 
 def test_the_embedded_checkpoint_is_refused_and_stays_as_it_is(pipe: Any) -> None:
-    with pytest.raises(ValueError, match=r"none for one of 3 levels with 1, 1, 2 transformer layers\. .*--upscale"):
+    with pytest.raises(ValueError, match=r"none for one of 3 levels with 1, 1, 2 transformer layers\. .*`upscale`"):
         enable_hidiffusion(pipe)
     assert not any("info" in vars(module) for module in pipe.unet.modules())
 

@@ -78,7 +78,7 @@ def prepare(options: argparse.Namespace, processes: Any) -> Job:
     folder = files.output_folder("--output", options.output)
     rows = manifest.read(options.manifest)
     check_sheet(options, rows)
-    requests = [row.request(typed(options, Request)) for row in rows]
+    requests = [row.request(typed(options, Request), machine) for row in rows]
     session = Session(machine)
     for row, request in zip(rows, requests, strict=True):
         with row.blamed():

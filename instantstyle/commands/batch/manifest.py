@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from instantstyle.commands.options import option
-from instantstyle.inference.request import Request, laid_over, told
+from instantstyle.inference.request import Machine, Request, check, laid_over, told
 
 
 COLUMNS = ("prompt", "output", *(name for name in Request.model_fields if name != "prompt"))
@@ -35,11 +35,12 @@ class Row:
     name: str
     given: Mapping[str, str]
 
-    def request(self, defaults: Mapping[str, Any]) -> Request:
+    def request(self, defaults: Mapping[str, Any], machine: Machine) -> Request:
         """Read what to paint.
 
         Args:
             defaults: What the command line says, for what the row leaves open.
+            machine: What paints.
 
         Raises:
             ValueError: A value cannot be read, or contradicts another one. It names the place, and columns or options.
@@ -50,6 +51,7 @@ class Row:
                 raise ValueError(
                     "no style; name a picture or a style file in the column 'style', or for all: `style`."
                 )
+            check(request, machine)
             return request
 
     @contextmanager
