@@ -576,9 +576,6 @@ def first_linear(layer: nn.Module) -> nn.Linear:
 # --- The adapter on a UNet: built, attached, detached, and its weights fetched ---------------------------------------
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass
 class AdapterState:
     """What is loaded on a UNet. It is kept on the UNet, so that all pipelines that share it agree."""
@@ -833,21 +830,6 @@ def drop_muted(unet: Any, state: AdapterState) -> None:
                 processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
 
 
-def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
-    """The target blocks of adapters that are loaded without any: "style" where that is known, or "all", as the host.
-
-    Then a line in the log says so.
-    """
-    known = presets(unet)
-    names = ["style" if "style" in (*known, *file.presets) else "all" for file in files]
-    if "all" in names:
-        logger.warning(
-            "All attention blocks see the reference, as in diffusers: which of this UNet's blocks carry style is not "
-            "known. `target_blocks` names some; `attention_blocks(pipe.unet)` lists them."
-        )
-    return names
-
-
 def resolve_each(
     target_blocks: TargetBlocks | Sequence[TargetBlocks], unet: Any, state: AdapterState | None
 ) -> list[dict[str, Scale]]:
@@ -876,19 +858,6 @@ def placeholders(state: AdapterState) -> list[torch.Tensor]:
     return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
 
 
-def check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
-    for file, layer in zip(files, projection.image_projection_layers, strict=True):
-        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
-            continue
-        config, width = encoder.config, first_linear(layer).in_features
-        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
-        if given != width:
-            raise ValueError(
-                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
-                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
-            )
-
-
 def adapter_to_change(pipe: Any) -> AdapterState | None:
     """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
     state = adapter_state(bare_unet(pipe))
@@ -902,29 +871,6 @@ def component(pipe: Any, name: str) -> Any:
     # `DiffusionPipeline.from_pipe(..., custom_pipeline=...)` hands over a missing component as (None, None).
     found = getattr(pipe, name)
     return None if isinstance(found, (tuple, list)) else found
-
-
-def load_image_tower(
-    pipe: Any, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
-) -> dict[str, Any]:
-    """The image encoder and feature extractor that a pipeline lacks, from where the host would load them."""
-    towers: dict[str, Any] = {}
-    encoder = component(pipe, "image_encoder")
-    if encoder is None and folder is not None:
-        if isinstance(source, Mapping):
-            raise ValueError(
-                "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
-                "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
-            )
-        place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
-        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
-            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
-        towers["image_encoder"] = encoder
-    if component(pipe, "feature_extractor") is None:
-        side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
-        towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
-    return towers
 
 
 # --- What to remove: content as CLIP text embeddings, and their subtraction ------------------------------------------
@@ -1124,6 +1070,170 @@ def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
 def modules(pipe: Any) -> dict[str, nn.Module]:
     """The components of a pipeline that are modules."""
     return {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
+
+
+# --- IP-Adapters, loaded: checkpoints, image encoder and LoRAs, all checked before anything changes ------------------
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_adapters(
+    pipe: Any,
+    sources: list[Any],
+    subfolders: list[str],
+    names: list[str],
+    image_encoder_folder: str | None,
+    target_blocks: TargetBlocks | Sequence[TargetBlocks] | None,
+    hub: dict[str, Any],
+) -> None:
+    """Load IP-Adapters. Arguments and errors are those of `InstantStyleMixin.load_ip_adapter`."""
+    unet, files = bare_unet(pipe), open_files(sources, subfolders, names, hub)
+    projection, processors = build_adapter(unet, files)
+    state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
+    wanted = default_targets(unet, files) if target_blocks is None else target_blocks
+    state.targets = state.chosen = resolve_each(wanted, unet, state)
+    fetched = fetch(unet, state, state.targets, processors)
+    loras = face_loras(unet, [file.read_part("ip_adapter", only="_lora.") for file in files])
+    towers = load_image_tower(pipe, sources[0], subfolders[0], image_encoder_folder, hub)
+    check_widths(files, projection, towers.get("image_encoder") or component(pipe, "image_encoder"))
+    with offloading_suspended(pipe):
+        if (old := adapter_state(unet)) is not None:
+            detach(unet, old)
+            state.brought = old.brought
+        attach(unet, state, processors)
+        apply_targets(unet, state, fetched, state.targets)
+        projection.to(unet.device)
+        if "image_encoder" in towers:
+            towers["image_encoder"].to(pipe.device)
+        pipe.register_modules(**towers)
+        state.brought = state.brought | {name: weakref.ref(tower) for name, tower in towers.items()}
+    for file in files:
+        file.forget()
+    for i, lora in loras.items():
+        pipe.load_lora_weights(lora, adapter_name=f"faceid_{i}")
+        pipe.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
+
+
+def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
+    """The target blocks of adapters that are loaded without any: "style" where that is known, or "all", as the host.
+
+    Then a line in the log says so.
+    """
+    known = presets(unet)
+    names = ["style" if "style" in (*known, *file.presets) else "all" for file in files]
+    if "all" in names:
+        logger.warning(
+            "All attention blocks see the reference, as in diffusers: which of this UNet's blocks carry style is not "
+            "known. `target_blocks` names some; `attention_blocks(pipe.unet)` lists them."
+        )
+    return names
+
+
+def load_image_tower(
+    pipe: Any, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
+) -> dict[str, Any]:
+    """The image encoder and feature extractor that a pipeline lacks, from where the host would load them."""
+    towers: dict[str, Any] = {}
+    encoder = component(pipe, "image_encoder")
+    if encoder is None and folder is not None:
+        if isinstance(source, Mapping):
+            raise ValueError(
+                "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
+                "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
+            )
+        place = folder if "/" in folder else Path(subfolder, folder).as_posix()
+        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
+        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
+            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
+        towers["image_encoder"] = encoder
+    if component(pipe, "feature_extractor") is None:
+        side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
+        towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
+    return towers
+
+
+def check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
+    for file, layer in zip(files, projection.image_projection_layers, strict=True):
+        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
+            continue
+        config, width = encoder.config, first_linear(layer).in_features
+        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
+        if given != width:
+            raise ValueError(
+                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
+                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
+            )
+
+
+# --- Targets in force: chosen, scaled as the host does, or those of one call -----------------------------------------
+
+
+def read_scales(unet: Any, state: AdapterState, scale: Any) -> tuple[list[dict[str, Scale]], list[Any]]:
+    """What `set_ip_adapter_scale` is told, as targets and scales: a number is about those that were chosen."""
+    configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
+    targets, scales = list(state.chosen), list(configs)
+    for i, config in enumerate(configs[: len(targets)]):
+        if isinstance(config, Mapping):
+            targets[i] = resolve_target_blocks(expand_scales(unet, config), text_layers(unet), {})
+            scales[i] = 1.0
+    return targets, scales
+
+
+def in_force(unet: Any, state: AdapterState) -> list[dict[str, Scale]]:
+    """For each adapter the blocks that see the reference, as name -> scale."""
+    blocks, processors = attention_blocks(unet), ip_processors(unet)
+    scales = [{layer: p.scale[i] for layer, p in processors.items()} for i in range(len(state.targets))]
+    return [by_block(blocks, one) for one in scales]
+
+
+def retarget(
+    pipe: Any,
+    state: Any,
+    targets: list[dict[str, Scale]],
+    scales: list[Any],
+    chosen: list[dict[str, Scale]],
+) -> None:
+    """Put targets with these scales in force.
+
+    Raises:
+        ValueError, TypeError: a wrong scale, or weights that cannot be read again. Nothing is changed then.
+    """
+    if len(scales) != len(targets):
+        raise ValueError(
+            f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
+        )
+    for weights, scale in zip(targets, scales, strict=True):
+        check_scale(scale, "`scale`")
+        for weight in weights.values():
+            times(weight, scale)  # raises before anything changes
+    unet = bare_unet(pipe)
+    fetched = fetch(unet, state, targets, ip_processors(unet))
+    with offloading_suspended(pipe, bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
+        state.targets, state.scales, state.chosen = targets, scales, chosen
+        apply_targets(unet, state, fetched, targets)
+        drop_muted(unet, state)
+        unet._instantstyle = state
+
+
+@contextmanager
+def targets_for_call(pipe: Any, state: AdapterState, targets: Sequence[Mapping[str, Scale]]) -> Iterator[None]:
+    """Put targets in force for the length of the `with`."""
+    unet = bare_unet(pipe)
+    processors = ip_processors(unet)
+    fetched = fetch(unet, state, targets, processors)
+    before = {layer: (p.scale, list(p.to_k_ip), list(p.to_v_ip)) for layer, p in processors.items()}
+    try:
+        with offloading_suspended(pipe, bool(fetched)):
+            apply_targets(unet, state, fetched, targets)
+        yield
+    finally:
+        with offloading_suspended(pipe, bool(fetched)):
+            for layer, (scale, _, _) in before.items():
+                processors[layer].scale = scale
+            for layer, i in fetched:
+                _, keys, values = before[layer]
+                processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = keys[i], values[i]
 
 
 # --- One call, read and checked --------------------------------------------------------------------------------------
@@ -1382,6 +1492,27 @@ def _check_masks(masks: Any, call: Call, state: AdapterState | None, targets: Se
                 )
 
 
+def make_rows(
+    call: Call, embeds: torch.Tensor, content: torch.Tensor | None, images_per_prompt: int, guided: bool
+) -> torch.Tensor:
+    """An adapter's embeddings with content removed, a row for each picture to make: unconditional, conditional.
+
+    Args:
+        call: what is asked for.
+        embeds: shape `(rows, pictures, ...)`, unconditional first under guidance.
+        content: shape `(references, d)`, or None.
+        images_per_prompt: the number of pictures to make of each prompt.
+        guided: whether there are unconditional rows.
+    """
+    if call.per_prompt:  # the host knows none (diffusers issue 9813): (1, prompts * pictures) -> (prompts, pictures)
+        embeds = embeds.unflatten(1, (call.prompts, -1)).flatten(0, 1)
+    *unconditional, conditional = embeds.chunk(1 + guided)
+    if content is not None:
+        conditional = remove_content(conditional, content.reshape_as(conditional), call.content_scale)
+    repeats = images_per_prompt // len(conditional)
+    return torch.cat([half.repeat_interleave(repeats, dim=0) for half in (*unconditional, conditional)])
+
+
 def cut_with_guidance(arguments: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """A callback that cuts guidance cuts the text rows: cut the image rows too, which the host would keep."""
     callback = arguments.get("callback_on_step_end")
@@ -1597,7 +1728,7 @@ class InstantStyleMixin(_Host):
             arguments |= cut_with_guidance(arguments, call)
             stack.enter_context(processors_kept(unet))
             if state is not None and targets is not None:
-                stack.enter_context(self._targets_for_call(state, targets))
+                stack.enter_context(targets_for_call(self, state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
             self._instantstyle_call = call
             return super().__call__(**arguments)
@@ -1635,16 +1766,8 @@ class InstantStyleMixin(_Host):
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
-        call.rows = []
-        for both, removed in zip(embeds, content, strict=True):
-            # The host knows no reference for each prompt (diffusers issue 9813).
-            if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
-                both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
-            *unconditional, conditional = both.chunk(1 + guided)
-            if removed is not None:
-                conditional = remove_content(conditional, removed.reshape_as(conditional), call.content_scale)
-            repeats = num_images_per_prompt // len(conditional)
-            call.rows.append(torch.cat([h.repeat_interleave(repeats, dim=0) for h in (*unconditional, conditional)]))
+        parts = zip(embeds, content, strict=True)
+        call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
 
     def encode_style(
@@ -1727,33 +1850,9 @@ class InstantStyleMixin(_Host):
         """
         refuse_misspelt(kwargs, ["target_blocks"])
         adapter_to_change(self)
-        unet, sources = bare_unet(self), as_list(pretrained_model_name_or_path_or_dict)
-        subfolders, hub = as_list(subfolder), hub_arguments(kwargs)
-        files = open_files(sources, subfolders, as_list(weight_name), hub)
-        projection, processors = build_adapter(unet, files)
-        state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
-        wanted = default_targets(unet, files) if target_blocks is None else target_blocks
-        state.targets = state.chosen = resolve_each(wanted, unet, state)
-        fetched = fetch(unet, state, state.targets, processors)
-        loras = face_loras(unet, [file.read_part("ip_adapter", only="_lora.") for file in files])
-        towers = load_image_tower(self, sources[0], subfolders[0], image_encoder_folder, hub)
-        check_widths(files, projection, towers.get("image_encoder") or component(self, "image_encoder"))
-        with offloading_suspended(self):
-            if (old := adapter_state(unet)) is not None:
-                detach(unet, old)
-                state.brought = old.brought
-            attach(unet, state, processors)
-            apply_targets(unet, state, fetched, state.targets)
-            projection.to(unet.device)
-            if "image_encoder" in towers:
-                towers["image_encoder"].to(self.device)
-            self.register_modules(**towers)
-            state.brought = state.brought | {name: weakref.ref(tower) for name, tower in towers.items()}
-        for file in files:
-            file.forget()
-        for i, lora in loras.items():
-            self.load_lora_weights(lora, adapter_name=f"faceid_{i}")
-            self.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
+        names, hub = (as_list(subfolder), as_list(weight_name)), hub_arguments(kwargs)
+        sources = as_list(pretrained_model_name_or_path_or_dict)
+        load_adapters(self, sources, *names, image_encoder_folder, target_blocks, hub)
 
     def unload_ip_adapter(self) -> None:
         """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay.
@@ -1795,7 +1894,7 @@ class InstantStyleMixin(_Host):
         """
         state = adapter_to_change(self)
         targets = resolve_each(target_blocks, bare_unet(self), state)
-        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
+        retarget(self, state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
 
     def set_ip_adapter_scale(self, scale: Scale | Mapping[str, Any] | list[Any]) -> None:
         """Set scales as the host does.
@@ -1812,63 +1911,17 @@ class InstantStyleMixin(_Host):
         state = adapter_to_change(self)
         if state is None:
             return super().set_ip_adapter_scale(scale)
-        configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
-        targets, scales = list(state.chosen), list(configs)
-        for i, config in enumerate(configs[: len(targets)]):
-            if isinstance(config, Mapping):
-                blocks = expand_scales(bare_unet(self), config)
-                targets[i] = resolve_target_blocks(blocks, text_layers(bare_unet(self)), {})
-                scales[i] = 1.0
-        self._retarget(state, targets, scales, state.chosen)
+        targets, scales = read_scales(bare_unet(self), state, scale)
+        retarget(self, state, targets, scales, state.chosen)
 
     @property
     def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        unet = bare_unet(self)
-        state = adapter_state(unet)
+        state = adapter_state(bare_unet(self))
         if state is None:
             return None
-        blocks, processors = attention_blocks(unet), ip_processors(unet)
-        scales = [{layer: p.scale[i] for layer, p in processors.items()} for i in range(len(state.targets))]
-        found = [by_block(blocks, one) for one in scales]
+        found = in_force(bare_unet(self), state)
         return found if len(found) > 1 else found[0]
-
-    def _retarget(
-        self, state: Any, targets: list[dict[str, Scale]], scales: list[Any], chosen: list[dict[str, Scale]]
-    ) -> None:
-        if len(scales) != len(targets):
-            raise ValueError(
-                f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
-            )
-        for weights, scale in zip(targets, scales, strict=True):
-            check_scale(scale, "`scale`")
-            for weight in weights.values():
-                times(weight, scale)  # raises before anything changes
-        unet = bare_unet(self)
-        fetched = fetch(unet, state, targets, ip_processors(unet))
-        with offloading_suspended(self, bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
-            state.targets, state.scales, state.chosen = targets, scales, chosen
-            apply_targets(unet, state, fetched, targets)
-            drop_muted(unet, state)
-            unet._instantstyle = state
-
-    @contextmanager
-    def _targets_for_call(self, state: AdapterState, targets: list[dict[str, Scale]]) -> Iterator[None]:
-        unet = bare_unet(self)
-        processors = ip_processors(unet)
-        fetched = fetch(unet, state, targets, processors)
-        before = {layer: (p.scale, list(p.to_k_ip), list(p.to_v_ip)) for layer, p in processors.items()}
-        try:
-            with offloading_suspended(self, bool(fetched)):
-                apply_targets(unet, state, fetched, targets)
-            yield
-        finally:
-            with offloading_suspended(self, bool(fetched)):
-                for layer, (scale, _, _) in before.items():
-                    processors[layer].scale = scale
-                for layer, i in fetched:
-                    _, keys, values = before[layer]
-                    processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = keys[i], values[i]
 
     # What to remove
 

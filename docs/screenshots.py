@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "fixtures"))  # the browser and the server of the tests
 
 from browsers import chromium  # noqa: E402
-from demos import REFERENCE, demo_options, served  # noqa: E402
+from demos import MACHINE, REFERENCE, served  # noqa: E402
 
 from instantstyle.console import calm  # noqa: E402
 from instantstyle.demo.studio import Studio  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
     with tempfile.TemporaryDirectory() as library:
         with calm(bars=False):
-            studio = Studio(demo_options())
+            studio = Studio(MACHINE)
         with served(studio, Path(library)) as address, chromium() as browser:
             for name, screen in SCREENS.items():
                 page = browser.new_context(**screen).new_page()

@@ -19,7 +19,7 @@ from instantstyle.commands.options import (
     of,
     option,
 )
-from instantstyle.console import one_line
+from instantstyle.console import escape_unknown_letters, one_line
 from instantstyle.inference.request import GUIDANCE, STEPS, Machine, Request, told
 from instantstyle.inference.values import Count, Number, Numbers, Port, Seed
 from instantstyle.version import __version__
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a user's mistake (told in one line on standard error), 130 after an interrupt.
     """
+    escape_unknown_letters()
     try:
         options = read(argv)
         # Imported here, so that the words of the command line need not wait for it.
-        import_module(f"instantstyle.{options.home}").run(options)
+        import_module(f"instantstyle.commands.{options.command}").run(options)
     except KeyboardInterrupt:
         print("instantstyle: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read what is typed: with `machine`, where to work, and `home`, the module whose `run` does it."""
+    """Read what is typed: with `machine`, where to work."""
     options = build_parser().parse_args(argv)
     options.machine = machine(options)
     return options
@@ -72,9 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"instantstyle {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name, (home, add_options, short, long) in COMMANDS.items():
+    for name, (add_options, short, long) in COMMANDS.items():
         command = commands.add_parser(name, help=short, description=long)
-        command.set_defaults(home=f"{home}.{name}" if home else name)
         add_options(command)
     return parser
 
@@ -282,13 +282,11 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "generate": (
-        "commands",
         add_generate,
         "make pictures",
         "Make pictures, as PNG files.",
     ),
     "batch": (
-        "commands",
         add_batch,
         "make many pictures, on many devices",
         "Make a picture for each row of a table, as `generate` would: OUTPUT/000001.png and so on. "
@@ -298,7 +296,6 @@ COMMANDS = {
         "batch ...",
     ),
     "encode": (
-        "commands",
         add_encode,
         "make a style file of a reference",
         "Encode a reference once. The file takes the place of the picture in `generate --style`, and "
@@ -306,25 +303,21 @@ COMMANDS = {
         "otherwise.",
     ),
     "show": (
-        "commands",
         add_show,
         "show what a style file is made of",
         "Show a style file.",
     ),
     "blocks": (
-        "commands",
         add_blocks,
         "show where a model can see the reference",
         "Show a model's attention blocks, their layers and sizes, and its presets. Loads no weights.",
     ),
     "grid": (
-        "commands",
         add_grid,
         "compare methods in one labelled picture",
         "Make one labelled picture of references x prompts x methods, each cell from the same seed.",
     ),
     "probe": (
-        "commands",
         add_probe,
         "show what each attention block carries",
         "Let one attention block at a time see the reference, and all but one, on one labelled picture to "
@@ -332,14 +325,12 @@ COMMANDS = {
         "given, they count what each block carries, and presets are proposed.",
     ),
     "evaluate": (
-        "commands",
         add_evaluate,
         "measure what is taken from references",
         "Measure, on the embedded checkpoint, how much style, content and layout of a reference each way "
         'of using it brings along. Needs matplotlib: pip install "instantstyle[evaluate]"',
     ),
     "export": (
-        "commands",
         add_export,
         "write the plugin's Hub repository into a folder",
         "Write what `instantstyle publish` uploads: the plugin as the `custom_pipeline` of diffusers "
@@ -347,17 +338,15 @@ COMMANDS = {
         "and example style files.",
     ),
     "publish": (
-        "commands",
         add_publish,
         "put the plugin's repository on the Hub",
         "Upload what `instantstyle export` writes. The repository is made if it is not there; what it "
         "holds already is not uploaded again. The token is that of HF_TOKEN or of `hf auth login`.",
     ),
     "demo": (
-        "",
         add_demo,
         "try it in a browser",
         'Serve a page to try it in a browser, and with gradio_client. Needs Gradio: pip install "instantstyle[demo]"',
     ),
 }
-"""Name -> the room it is in, what adds its options, what the list of commands says of it, and its own help."""
+"""Name, also of its module here -> what adds its options, what the list of commands says of it, and its own help."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .blocks import Scale, TargetBlocks, presets, resolve_target_blocks, text_layers, times
-from .checkpoint import TOWER_DTYPE, AdapterFile
+from .checkpoint import AdapterFile
 from .nesting import flatten
 from .private import image_projection
 from .processors import (
@@ -30,9 +27,6 @@ from .processors import (
     make_processor,
     plain_processor,
 )
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -289,21 +283,6 @@ def drop_muted(unet: Any, state: AdapterState) -> None:
                 processor.to_k_ip[i] = processor.to_v_ip[i] = MutedProjection(layer)
 
 
-def default_targets(unet: Any, files: Sequence[AdapterFile]) -> list[str]:
-    """The target blocks of adapters that are loaded without any: "style" where that is known, or "all", as the host.
-
-    Then a line in the log says so.
-    """
-    known = presets(unet)
-    names = ["style" if "style" in (*known, *file.presets) else "all" for file in files]
-    if "all" in names:
-        logger.warning(
-            "All attention blocks see the reference, as in diffusers: which of this UNet's blocks carry style is not "
-            "known. `target_blocks` names some; `attention_blocks(pipe.unet)` lists them."
-        )
-    return names
-
-
 def resolve_each(
     target_blocks: TargetBlocks | Sequence[TargetBlocks], unet: Any, state: AdapterState | None
 ) -> list[dict[str, Scale]]:
@@ -332,19 +311,6 @@ def placeholders(state: AdapterState) -> list[torch.Tensor]:
     return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
 
 
-def check_widths(files: Sequence[AdapterFile], projection: Any, encoder: Any) -> None:
-    for file, layer in zip(files, projection.image_projection_layers, strict=True):
-        if encoder is None or "FaceID" in type(layer).__name__:  # these see a face recogniser's embeddings
-            continue
-        config, width = encoder.config, first_linear(layer).in_features
-        given = config.projection_dim if isinstance(layer, ImageProjection) else config.hidden_size
-        if given != width:
-            raise ValueError(
-                f"{file.name} takes image embeddings of width {width}, but `image_encoder` gives {given}. Give "
-                "the pipeline the encoder that the adapter was made with; `unload_ip_adapter` takes off a loaded one."
-            )
-
-
 def adapter_to_change(pipe: Any) -> AdapterState | None:
     """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
     state = adapter_state(bare_unet(pipe))
@@ -358,26 +324,3 @@ def component(pipe: Any, name: str) -> Any:
     # `DiffusionPipeline.from_pipe(..., custom_pipeline=...)` hands over a missing component as (None, None).
     found = getattr(pipe, name)
     return None if isinstance(found, (tuple, list)) else found
-
-
-def load_image_tower(
-    pipe: Any, source: Any, subfolder: str, folder: str | None, hub: dict[str, Any]
-) -> dict[str, Any]:
-    """The image encoder and feature extractor that a pipeline lacks, from where the host would load them."""
-    towers: dict[str, Any] = {}
-    encoder = component(pipe, "image_encoder")
-    if encoder is None and folder is not None:
-        if isinstance(source, Mapping):
-            raise ValueError(
-                "`image_encoder` cannot be loaded from a state dict. Give the pipeline one, or pass "
-                "`image_encoder_folder=None` to work with `ip_adapter_image_embeds` only."
-            )
-        place = folder if "/" in folder else Path(subfolder, folder).as_posix()
-        hub = hub | {"subfolder": place, TOWER_DTYPE: pipe.dtype}
-        with torch.random.fork_rng(devices=[]):  # transformers 4 draws the weights before it reads them
-            encoder = CLIPVisionModelWithProjection.from_pretrained(source, **hub)
-        towers["image_encoder"] = encoder
-    if component(pipe, "feature_extractor") is None:
-        side = 224 if encoder is None else encoder.config.image_size  # CLIP's own, should an encoder come later
-        towers["feature_extractor"] = CLIPImageProcessor(size=side, crop_size=side)
-    return towers

@@ -13,7 +13,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FILE = HERE.parents[1] / "pipeline_instantstyle.py"
-MODULES = "blocks nesting private checkpoint processors adapter content offloading call hosts pipeline".split()
+MODULES = (
+    *("blocks", "nesting", "private", "checkpoint", "processors", "adapter", "content", "offloading", "loading"),
+    *("targets", "call", "hosts", "pipeline"),
+)
 WIDTH = 119
 HEADER = """\
 # Copyright 2026 The InstantStyle for diffusers authors

@@ -16,7 +16,7 @@ from diffusers.utils import load_image
 
 from .adapter import AdapterState, adapter_state, component, resolve_each
 from .blocks import Scale, TargetBlocks, check_number, times
-from .content import check_content
+from .content import check_content, remove_content
 from .nesting import Content, as_list, flatten, fold, nesting, spread, tree
 from .private import execution_device
 from .processors import bare_unet, first_linear
@@ -273,6 +273,27 @@ def _check_masks(masks: Any, call: Call, state: AdapterState | None, targets: Se
                     f"The scale of IP-Adapter {i} is a list of {len(scale)}, one per masked picture, but there are "
                     f"{pictures} pictures {'without' if mask is None else 'with'} `ip_adapter_masks`."
                 )
+
+
+def make_rows(
+    call: Call, embeds: torch.Tensor, content: torch.Tensor | None, images_per_prompt: int, guided: bool
+) -> torch.Tensor:
+    """An adapter's embeddings with content removed, a row for each picture to make: unconditional, conditional.
+
+    Args:
+        call: what is asked for.
+        embeds: shape `(rows, pictures, ...)`, unconditional first under guidance.
+        content: shape `(references, d)`, or None.
+        images_per_prompt: the number of pictures to make of each prompt.
+        guided: whether there are unconditional rows.
+    """
+    if call.per_prompt:  # the host knows none (diffusers issue 9813): (1, prompts * pictures) -> (prompts, pictures)
+        embeds = embeds.unflatten(1, (call.prompts, -1)).flatten(0, 1)
+    *unconditional, conditional = embeds.chunk(1 + guided)
+    if content is not None:
+        conditional = remove_content(conditional, content.reshape_as(conditional), call.content_scale)
+    repeats = images_per_prompt // len(conditional)
+    return torch.cat([half.repeat_interleave(repeats, dim=0) for half in (*unconditional, conditional)])
 
 
 def cut_with_guidance(arguments: Mapping[str, Any], call: Call) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import copy
 import functools
 import inspect
 import json
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,12 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
 from .adapter import (
-    AdapterState,
     adapter_state,
     adapter_to_change,
-    apply_targets,
     attach,
     attached,
-    build_adapter,
-    check_widths,
-    component,
-    default_targets,
     detach,
     detached,
-    drop_muted,
-    fetch,
-    load_image_tower,
     placeholders,
     resolve_each,
     style_adapter,
@@ -39,12 +29,6 @@ from .adapter import (
 from .blocks import (
     Scale,
     TargetBlocks,
-    attention_blocks,
-    by_block,
-    check_scale,
-    resolve_target_blocks,
-    text_layers,
-    times,
 )
 from .call import (
     Call,
@@ -54,17 +38,20 @@ from .call import (
     cut_with_guidance,
     fit_rows,
     host_form,
+    make_rows,
     plan_call,
     processors_kept,
     refuse_misspelt,
 )
-from .checkpoint import hub_arguments, in_host_words, open_files
-from .content import encode_content, read_content_encoder, remove_content
+from .checkpoint import hub_arguments, in_host_words
+from .content import encode_content, read_content_encoder
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
+from .loading import load_adapters
 from .nesting import Content, as_list
 from .offloading import offloading_suspended
-from .private import execution_device, expand_scales, face_loras
-from .processors import bare_unet, ip_processors
+from .private import execution_device
+from .processors import bare_unet
+from .targets import in_force, read_scales, retarget, targets_for_call
 
 
 _Host: Any = object  # to a type checker: whatever class the mixin is put in front of
@@ -150,7 +137,7 @@ class InstantStyleMixin(_Host):
             arguments |= cut_with_guidance(arguments, call)
             stack.enter_context(processors_kept(unet))
             if state is not None and targets is not None:
-                stack.enter_context(self._targets_for_call(state, targets))
+                stack.enter_context(targets_for_call(self, state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
             self._instantstyle_call = call
             return super().__call__(**arguments)
@@ -188,16 +175,8 @@ class InstantStyleMixin(_Host):
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
-        call.rows = []
-        for both, removed in zip(embeds, content, strict=True):
-            # The host knows no reference for each prompt (diffusers issue 9813).
-            if call.per_prompt:  # from (1, prompts * pictures, ...) to (prompts, pictures, ...)
-                both = both.unflatten(1, (call.prompts, -1)).flatten(0, 1)
-            *unconditional, conditional = both.chunk(1 + guided)
-            if removed is not None:
-                conditional = remove_content(conditional, removed.reshape_as(conditional), call.content_scale)
-            repeats = num_images_per_prompt // len(conditional)
-            call.rows.append(torch.cat([h.repeat_interleave(repeats, dim=0) for h in (*unconditional, conditional)]))
+        parts = zip(embeds, content, strict=True)
+        call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
 
     def encode_style(
@@ -280,33 +259,9 @@ class InstantStyleMixin(_Host):
         """
         refuse_misspelt(kwargs, ["target_blocks"])
         adapter_to_change(self)
-        unet, sources = bare_unet(self), as_list(pretrained_model_name_or_path_or_dict)
-        subfolders, hub = as_list(subfolder), hub_arguments(kwargs)
-        files = open_files(sources, subfolders, as_list(weight_name), hub)
-        projection, processors = build_adapter(unet, files)
-        state = AdapterState(projection, files, [{} for _ in files], [1.0 for _ in files])
-        wanted = default_targets(unet, files) if target_blocks is None else target_blocks
-        state.targets = state.chosen = resolve_each(wanted, unet, state)
-        fetched = fetch(unet, state, state.targets, processors)
-        loras = face_loras(unet, [file.read_part("ip_adapter", only="_lora.") for file in files])
-        towers = load_image_tower(self, sources[0], subfolders[0], image_encoder_folder, hub)
-        check_widths(files, projection, towers.get("image_encoder") or component(self, "image_encoder"))
-        with offloading_suspended(self):
-            if (old := adapter_state(unet)) is not None:
-                detach(unet, old)
-                state.brought = old.brought
-            attach(unet, state, processors)
-            apply_targets(unet, state, fetched, state.targets)
-            projection.to(unet.device)
-            if "image_encoder" in towers:
-                towers["image_encoder"].to(self.device)
-            self.register_modules(**towers)
-            state.brought = state.brought | {name: weakref.ref(tower) for name, tower in towers.items()}
-        for file in files:
-            file.forget()
-        for i, lora in loras.items():
-            self.load_lora_weights(lora, adapter_name=f"faceid_{i}")
-            self.set_adapters([f"faceid_{i}"], adapter_weights=[1.0])
+        names, hub = (as_list(subfolder), as_list(weight_name)), hub_arguments(kwargs)
+        sources = as_list(pretrained_model_name_or_path_or_dict)
+        load_adapters(self, sources, *names, image_encoder_folder, target_blocks, hub)
 
     def unload_ip_adapter(self) -> None:
         """Take the adapter off, and put back what `load_ip_adapter` replaced. Modules that the user gave stay.
@@ -348,7 +303,7 @@ class InstantStyleMixin(_Host):
         """
         state = adapter_to_change(self)
         targets = resolve_each(target_blocks, bare_unet(self), state)
-        self._retarget(state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
+        retarget(self, state, targets, scale if isinstance(scale, list) else [scale] * len(targets), targets)
 
     def set_ip_adapter_scale(self, scale: Scale | Mapping[str, Any] | list[Any]) -> None:
         """Set scales as the host does.
@@ -365,63 +320,17 @@ class InstantStyleMixin(_Host):
         state = adapter_to_change(self)
         if state is None:
             return super().set_ip_adapter_scale(scale)
-        configs = scale if isinstance(scale, list) else [scale] * len(state.targets)
-        targets, scales = list(state.chosen), list(configs)
-        for i, config in enumerate(configs[: len(targets)]):
-            if isinstance(config, Mapping):
-                blocks = expand_scales(bare_unet(self), config)
-                targets[i] = resolve_target_blocks(blocks, text_layers(bare_unet(self)), {})
-                scales[i] = 1.0
-        self._retarget(state, targets, scales, state.chosen)
+        targets, scales = read_scales(bare_unet(self), state, scale)
+        retarget(self, state, targets, scales, state.chosen)
 
     @property
     def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        unet = bare_unet(self)
-        state = adapter_state(unet)
+        state = adapter_state(bare_unet(self))
         if state is None:
             return None
-        blocks, processors = attention_blocks(unet), ip_processors(unet)
-        scales = [{layer: p.scale[i] for layer, p in processors.items()} for i in range(len(state.targets))]
-        found = [by_block(blocks, one) for one in scales]
+        found = in_force(bare_unet(self), state)
         return found if len(found) > 1 else found[0]
-
-    def _retarget(
-        self, state: Any, targets: list[dict[str, Scale]], scales: list[Any], chosen: list[dict[str, Scale]]
-    ) -> None:
-        if len(scales) != len(targets):
-            raise ValueError(
-                f"`scale` has {len(scales)} entries for {len(targets)} IP-Adapters. Pass one number, or one each."
-            )
-        for weights, scale in zip(targets, scales, strict=True):
-            check_scale(scale, "`scale`")
-            for weight in weights.values():
-                times(weight, scale)  # raises before anything changes
-        unet = bare_unet(self)
-        fetched = fetch(unet, state, targets, ip_processors(unet))
-        with offloading_suspended(self, bool(fetched) or list(map(set, targets)) != list(map(set, state.targets))):
-            state.targets, state.scales, state.chosen = targets, scales, chosen
-            apply_targets(unet, state, fetched, targets)
-            drop_muted(unet, state)
-            unet._instantstyle = state
-
-    @contextmanager
-    def _targets_for_call(self, state: AdapterState, targets: list[dict[str, Scale]]) -> Iterator[None]:
-        unet = bare_unet(self)
-        processors = ip_processors(unet)
-        fetched = fetch(unet, state, targets, processors)
-        before = {layer: (p.scale, list(p.to_k_ip), list(p.to_v_ip)) for layer, p in processors.items()}
-        try:
-            with offloading_suspended(self, bool(fetched)):
-                apply_targets(unet, state, fetched, targets)
-            yield
-        finally:
-            with offloading_suspended(self, bool(fetched)):
-                for layer, (scale, _, _) in before.items():
-                    processors[layer].scale = scale
-                for layer, i in fetched:
-                    _, keys, values = before[layer]
-                    processors[layer].to_k_ip[i], processors[layer].to_v_ip[i] = keys[i], values[i]
 
     # What to remove
 

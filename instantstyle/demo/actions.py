@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -21,14 +22,24 @@ from gradio.utils import get_upload_folder
 from instantstyle.console import one_line
 from instantstyle.demo.flow import follow
 from instantstyle.demo.library import Library
-from instantstyle.demo.reading import missing, needed, open_recipe, read, read_recipe, read_settings
-from instantstyle.demo.settings import STYLE_FILE, Settings
-from instantstyle.demo.studio import OURS, Step, Studio
+from instantstyle.demo.reading import (
+    FIELDS,
+    WEIGHTS,
+    label,
+    missing,
+    needed,
+    open_recipe,
+    read_recipe,
+    read_request,
+    read_requests,
+    write_request,
+)
+from instantstyle.demo.studio import OURS, Step, Studio, Tell
 from instantstyle.files import label_of
 from instantstyle.inference.inputs import open_picture, open_style
 from instantstyle.inference.request import Request, told
-from instantstyle.inference.session import Painting
-from instantstyle.inference.values import Targets, name_of
+from instantstyle.inference.session import SEED_BITS, Painting
+from instantstyle.inference.values import name_of, write_targets
 from instantstyle.styles.describe import describe
 
 
@@ -37,12 +48,12 @@ PICTURES = ("reference", "mask", "reference_2", "mask_2", "reference_3", "mask_3
 # What a recipe clears, so that nothing acts that is out of sight; the first reference is in sight.
 CLEARED = PICTURES[1:]
 RESTORED = (
-    *"prompt content content_scale target_blocks scale negative guidance steps num_images seed randomise".split(),
-    *"width height strength edges controlnet_scale weight weight_2 weight_3".split(),
+    *FIELDS,
+    *("num_images", "randomise", "width", "height"),
+    *WEIGHTS,
     *CLEARED,
 )
 HOUR, DAY = 60 * 60, 24 * 60 * 60
-SEEDS = 32  # bits of those drawn here; a browser's numbers are exact up to 53
 
 
 def optional(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,15 +75,9 @@ def telling() -> Iterator[None]:
 
 
 def message(error: Exception) -> str:
-    """Write an error for the browser: in one line, as text and not as HTML, without where uploads are kept."""
+    """Write an error for the browser: in one line and in the page's words, as text, without where uploads are kept."""
     uploads = rf"{re.escape(get_upload_folder())}/[0-9a-f]+/"
-    return html.escape(re.sub(uploads, "", one_line(ValueError(told(error, control)))), quote=False)
-
-
-def control(field: str) -> str:
-    """Write a field as the page calls it: by its title, or its name."""
-    known = Request.model_fields.get(field)
-    return (known and known.title) or field.replace("_", " ").capitalize()
+    return html.escape(re.sub(uploads, "", one_line(ValueError(told(error, label)))), quote=False)
 
 
 def bar(step: Step) -> str:
@@ -102,7 +107,9 @@ class Actions:
         def show(paintings: list[Painting]) -> tuple[Any, ...]:
             return self._keep(paintings), paintings[0].recipe
 
-        yield from self._run(self.studio.paint, values, show, lambda step: (list(step.previews) or gr.skip(),))
+        requests = self._read(values)
+        work = partial(self.studio.paint, requests, preview=values["preview"])
+        yield from self._run(work, requests[0], show, lambda step: (list(step.previews) or gr.skip(),))
 
     @optional
     def compare(self, **values: Any) -> Iterator[Any]:
@@ -115,29 +122,30 @@ class Actions:
             files = self._keep(list(compared.values()))
             return list(zip(files, compared, strict=True)), (files[-2], files[-1]), compared[OURS].recipe
 
-        yield from self._run(self.studio.compare, values, show, lambda _: (gr.skip(), gr.skip()))
+        request = self._read(values)[0]
+        yield from self._run(partial(self.studio.compare, request), request, show, lambda _: (gr.skip(), gr.skip()))
 
     @optional
     def encode(self, **values: Any) -> str:
         """Encode the references as a style file, which then stands for them."""
         with telling():
-            settings = read_settings(values | {"seed": 0})
-            style = self.studio.encode(settings)
-            path = self._scratch() / f"{Path(name_of(settings.references[0].picture)).stem}.safetensors"
+            request = read_request(values | {"seed": None})
+            style = self.studio.encode(request)
+            path = self._scratch() / f"{Path(name_of(request.style[0].picture)).stem}.safetensors"
             style.save(path)
             return str(path)
 
     def describe(self, style: str | None) -> str:
         """Show what a style file is made of."""
         with telling():
-            return describe(open_style(STYLE_FILE, style).style) if style else ""
+            return describe(open_style(label("style"), style).style) if style else ""
 
     def save_style(self, style: str | None, name: str) -> Any:
         """Keep a style file in the library under a new name."""
         with telling():
             if not style:
-                raise ValueError(f"{STYLE_FILE}: there is none. Encode the reference, or give a file.")
-            self.library.save(name, open_style(STYLE_FILE, style).style)
+                raise ValueError("`style`: there is none. Encode the reference, or give a file.")
+            self.library.save(name, open_style(label("style"), style).style)
         return gr.Dropdown(choices=self.library.names(), value=name.strip())
 
     def load_style(self, name: str | None) -> str | None:
@@ -158,14 +166,15 @@ class Actions:
             return [gr.skip()] * (2 + len(RESTORED) + len(self.studio.blocks))
         with telling():
             found = open_recipe(file)
-            values = dict.fromkeys(CLEARED) | read_recipe(found)
-            self._remark(found)
-            where = self._where(values.get("target_blocks"))
+            request = read_recipe(found)
+            self._remark(found, request)
+            values = dict.fromkeys(CLEARED) | write_request(request)
+            where = self._where(request)
         return [found, *(values.get(name, gr.skip()) for name in RESTORED), *where]
 
-    def _remark(self, found: dict[str, Any]) -> None:
+    def _remark(self, found: dict[str, Any], request: Request) -> None:
         """Say what of a recipe the controls cannot hold."""
-        if files := needed(found):
+        if files := needed(request):
             gr.Info(f"Give these again, a recipe only names them: {html.escape(', '.join(files))}.")
         if others := missing(found, self._loaded()):
             gr.Warning(f"It was painted with what is not here: {html.escape(', '.join(others))}.")
@@ -178,12 +187,12 @@ class Actions:
         labels = {name: label_of(text) if text else None for name, text in named.items()}
         return {"model": session.model.label, "adapter": session.adapter.label, **labels}
 
-    def _where(self, target_blocks: str | None) -> list[Any]:
-        """The preset, if it is one, and the scale of every block."""
-        if target_blocks is None:
+    def _where(self, request: Request) -> list[Any]:
+        """The preset that a request names, if it is one, and the scale of every block."""
+        if "target_blocks" not in request.given:
             return [gr.skip()] * (1 + len(self.studio.blocks))
-        scales = self.studio.scales(read("Target blocks", Targets, target_blocks))
-        return [target_blocks if target_blocks in self.studio.modes else None, *scales.values()]
+        scales, preset = self.studio.scales(request.target_blocks), write_targets(request.target_blocks)
+        return [preset if preset in self.studio.modes else None, *scales.values()]
 
     def pair(self, compared: Sequence[tuple[str, str]] | None, left: str, right: str) -> tuple[str, str] | None:
         """Choose the two sides of the slider."""
@@ -199,10 +208,26 @@ class Actions:
 
     # How
 
+    def _read(self, values: dict[str, Any]) -> list[Request]:
+        """Read the controls, with a seed drawn where that is asked for, and say what is remarkable about them."""
+        seed = secrets.randbits(SEED_BITS) if values["randomise"] or values["seed"] is None else values["seed"]
+        with telling():
+            requests = read_requests(values | {"seed": seed})
+        for remark in self.remarks(values, requests[0]):
+            gr.Warning(message(ValueError(remark)))
+        return requests
+
+    def remarks(self, values: dict[str, Any], request: Request) -> list[str]:
+        """What a user should know about the controls and the request that they make, though they are no mistake."""
+        remarks = [self.studio.session.unknown_words([request])]
+        if request.style_file is not None and values["content"]:
+            remarks.append("`content`: nothing is removed from a style file; that is done when it is encoded.")
+        return [remark for remark in remarks if remark]
+
     def _run(
         self,
-        work: Callable[..., Any],
-        values: dict[str, Any],
+        work: Callable[[Tell, Event], Any],
+        request: Request,
         show: Callable[[Any], tuple[Any, ...]],
         meanwhile: Callable[[Step], tuple[Any, ...]],
     ) -> Iterator[Any]:
@@ -210,27 +235,18 @@ class Actions:
 
         Args:
             work: What the studio does.
-            values: The controls'.
+            request: What it does it for, or the first of them.
             show: Makes the outputs of the result, all but the last.
             meanwhile: Makes those of a step, all but the last two.
         """
-        with telling():
-            settings = self._settings(values)
-            start = time.monotonic()
-            with closing(follow(partial(work, settings))) as events:
-                for event in events:
-                    if isinstance(event, Step):
-                        yield *meanwhile(event), gr.skip(), bar(event)
-                    else:
-                        yield *show(event), done(settings, time.monotonic() - start)
-
-    def _settings(self, values: dict[str, Any]) -> Settings:
-        """Read the controls, with a seed drawn where that is asked for, and say what is remarkable about them."""
-        seed = secrets.randbits(SEEDS) if values["randomise"] or values["seed"] is None else values["seed"]
-        settings = read_settings(values | {"seed": seed})
-        for remark in self.studio.remarks(settings):
-            gr.Warning(message(ValueError(remark)))
-        return settings
+        start = time.monotonic()
+        with telling(), closing(follow(work)) as events:
+            for event in events:
+                if isinstance(event, Step):
+                    yield *meanwhile(event), gr.skip(), bar(event)
+                else:
+                    seconds = time.monotonic() - start
+                    yield *show(event), f"Done in {seconds:.1f} s, seed {request.seed}."
 
     def _keep(self, paintings: Sequence[Painting]) -> list[str]:
         """Write pictures with their recipes; return their paths."""
@@ -250,8 +266,3 @@ class Actions:
                 if old.is_dir() and time.time() - old.stat().st_mtime > DAY:
                     shutil.rmtree(old)
         return Path(tempfile.mkdtemp(dir=self.folder))
-
-
-def done(settings: Settings, seconds: float) -> str:
-    """Say that a run is over."""
-    return f"Done in {seconds:.1f} s, seed {settings.seed}."

@@ -51,7 +51,7 @@ const studio = (() => {
     failed: () => (halted ? undefined : "It failed; the message says why."),
 
     // The seed that was drawn stays, to be used again; one that was typed is the user's.
-    seed: (recipe, randomise, seed) => (randomise && recipe ? recipe.picture.seed : seed),
+    seed: (recipe, randomise, seed) => (randomise && recipe ? recipe.seed : seed),
 
     // The target blocks and their sliders for a preset, of a table of them.
     choose: (presets, mode) => presets[mode],

@@ -7,17 +7,19 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
 from instantstyle.demo.actions import DAY, HOUR, RESTORED, Actions
-from instantstyle.demo.reading import REFERENCES
-from instantstyle.demo.settings import AMOUNT, CONTENT, STYLE_FILE
-from instantstyle.demo.studio import METHODS, Studio
+from instantstyle.demo.reading import REFERENCES, label
+from instantstyle.demo.studio import Studio
 from instantstyle.inference import grid
-from instantstyle.inference.grid import PROMPTS
-from instantstyle.inference.values import PIXELS
+from instantstyle.inference.grid import METHODS, PROMPTS
+from instantstyle.inference.models import knows_world
+from instantstyle.inference.request import GUIDANCE, STEPS, Request
+from instantstyle.inference.values import PIXELS, STYLE_FILE
+from instantstyle.tiny import SAMPLING
 
 
 MODES = {"style": "Style", "layout": "Layout", "style+layout": "Style and layout", "all": "Everything"}
@@ -41,9 +43,10 @@ class Page:
         self.studio = studio
         self.actions = actions
         self.folder = folder
+        self.session = studio.session
         self.controls: dict[str, Any] = {}
         # The embedded checkpoint is small, quick and knows few words.
-        self.small = studio.knows_world
+        self.small = knows_world(self.session.model)
         self.crisp = ["crisp"] if self.small else []
 
     def build(self) -> gr.Blocks:
@@ -65,7 +68,7 @@ class Page:
         return blocks
 
     def _title(self) -> str:
-        parts = [self.studio.session.model.label, self.studio.session.adapter.label, str(self.studio.pipe.device)]
+        parts = [self.session.model.label, self.session.adapter.label, str(self.session.device)]
         facts = "".join(f"<li>{html.escape(part)}</li>" for part in parts)
         return (
             '<header id="title"><h1>InstantStyle</h1><p>A prompt’s content in the style of a reference picture, '
@@ -83,17 +86,17 @@ class Page:
             with gr.Column(min_width=180):
                 names = [(MODES[name], name) for name in self.studio.modes]
                 self.mode = gr.Radio(names, value=self.studio.modes[0], label="Take over", elem_id="mode")
-                self._slider("scale", "Strength", 1.0, elem_id="scale")
+                self._slider("scale", elem_id="scale")
         self.controls["prompt"] = gr.Textbox(
             "a heart" if self.small else "",
-            label="Prompt",
+            label=label("prompt"),
             placeholder="What to show, such as: a heart",
             elem_id="prompt",
         )
         with gr.Row():
             self.controls["content"] = gr.Textbox(
                 "",
-                label=CONTENT,
+                label=label("content"),
                 placeholder="such as: a star",
                 scale=3,
                 min_width=180,
@@ -102,7 +105,7 @@ class Page:
             self.controls["content_scale"] = gr.Dropdown(
                 ["0.25", "0.5", "0.75", "1.0", "1.5", "auto"],
                 value="0.5",
-                label=AMOUNT,
+                label=label("content_scale"),
                 allow_custom_value=True,
                 min_width=110,
             )
@@ -194,18 +197,22 @@ class Page:
 
     def _sampling(self) -> None:
         side = self.studio.side
-        self.controls["negative"] = gr.Textbox("", label="Negative prompt", placeholder="What not to show")
+        usual = SAMPLING if self.small else {"steps": STEPS, "guidance": GUIDANCE}
+        self.controls["negative"] = gr.Textbox("", label=label("negative"), placeholder="What not to show")
         with gr.Row():
-            self._slider("steps", "Steps", 16 if self.small else 30, minimum=1, maximum=100, step=1)
-            self._slider("guidance", "Guidance", 3.5 if self.small else 5.0, minimum=0.0, maximum=20.0, step=0.5)
+            self._slider("steps", value=usual["steps"], minimum=1, maximum=100, step=1)
+            self._slider("guidance", value=usual["guidance"], minimum=0.0, maximum=20.0, step=0.5)
         with gr.Row():
             for name in ("width", "height"):
-                self._slider(name, name.title(), side, minimum=side // 2, maximum=2 * side, step=PIXELS)
+                shape = {"minimum": side // 2, "maximum": 2 * side, "step": PIXELS}
+                self._slider(name, label=name.title(), value=side, **shape)
         with gr.Row():
-            self._slider("num_images", "Pictures", 1, minimum=1, maximum=8, step=1)
-            self.controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
+            self._slider("num_images", label="Pictures", value=1, minimum=1, maximum=8, step=1)
+            self.controls["seed"] = gr.Number(
+                0, label=label("seed"), precision=0, minimum=0, min_width=120, elem_id="seed"
+            )
         self.controls["randomise"] = gr.Checkbox(True, label="Draw a seed for every run")
-        offloaded = self.studio.session.machine.offload != "none"
+        offloaded = self.session.machine.offload != "none"
         self.controls["preview"] = gr.Checkbox(
             not offloaded,
             label="Show the pictures while they are made" + (", which cannot go with --offload" * offloaded),
@@ -213,18 +220,22 @@ class Page:
         )
 
     def _references(self) -> None:
+        field = Request.model_fields["reference_fit"]
+        self.controls["reference_fit"] = gr.Radio(
+            get_args(field.annotation), value=field.default, label=label("reference_fit"), info=field.description
+        )
         gr.Markdown("Several pictures are mixed by their weights. With a mask, white says where a picture acts.")
         for number, end in enumerate(REFERENCES, start=1):
             with gr.Row():
                 if end:
                     self.controls[f"reference{end}"] = self._picture(f"Reference {number}", height=130)
                 self.controls[f"mask{end}"] = self._picture(f"Mask {number}", height=130)
-                self._slider(f"weight{end}", f"Weight {number}", 1.0)
+                self._slider(f"weight{end}", label=f"Weight {number}", value=1.0)
 
     def _blocks(self) -> None:
         self.controls["target_blocks"] = gr.Textbox(
             self.studio.modes[0],
-            label="Target blocks",
+            label=label("target_blocks"),
             info="The blocks that see the reference, as --target-blocks takes them",
             interactive=False,
             elem_id="target-blocks",
@@ -236,7 +247,7 @@ class Page:
     def _styles(self) -> None:
         gr.Markdown("A style file stands for the reference pictures, until it is taken away.")
         self.controls["style"] = gr.File(
-            label=STYLE_FILE, file_types=[".safetensors"], height=110, elem_id="style-file"
+            label=label("style"), file_types=[STYLE_FILE], height=110, elem_id="style-file"
         )
         self.encode = gr.Button("Encode the references", size="md", elem_id="encode")
         with gr.Row():
@@ -255,16 +266,16 @@ class Page:
         )
 
     def _control(self) -> None:
-        if self.studio.session.machine.controlnet is None:
+        if self.session.machine.controlnet is None:
             gr.Markdown("Start the demo with `--controlnet` to use this.")
-        self.controls["control_image"] = self._picture("Layout picture", height=200, elem_id="control-image")
-        self.controls["edges"] = gr.Checkbox(True, label="Find its edges first (Canny)")
-        self._slider("controlnet_scale", "ControlNet strength", 0.6)
+        self.controls["control_image"] = self._picture(label("control_image"), height=200, elem_id="control-image")
+        self.controls["edges"] = gr.Checkbox(True, label=label("edges"))
+        self._slider("controlnet_scale", value=0.6)
 
     def _start(self) -> None:
         gr.Markdown("Paint over what to repaint. Without paint, the whole picture is changed.")
         self.controls["start"] = gr.ImageEditor(
-            label="Start",
+            label=label("image"),
             type="pil",
             sources=["upload", "clipboard"],
             transforms=(),
@@ -275,10 +286,12 @@ class Page:
         )
         start = self.controls["start"]
         gr.on([start.upload, start.change], None, js="studio.loaded", **QUIET)
-        self._slider("strength", "How much to change", 0.9, minimum=0.0, maximum=1.0, step=0.05)
+        self._slider("strength", value=0.9, minimum=0.0, maximum=1.0)
 
-    def _slider(self, name: str, label: str, value: float, **more: Any) -> None:
-        self.controls[name] = gr.Slider(value=value, label=label, min_width=140, **SCALES | more)
+    def _slider(self, name: str, **more: Any) -> None:
+        field = Request.model_fields.get(name)
+        own = {"label": label(name), "value": field.default} if field else {}
+        self.controls[name] = gr.Slider(**{"min_width": 140, **SCALES, **own, **more})
 
     def _picture(self, label: str, **more: Any) -> Any:
         component = gr.Image(

@@ -1,66 +1,74 @@
-"""From the values of the demo's controls to settings, and from a recipe back to values.
+"""What the controls say as a request, and a request as what the controls say.
 
 The controls' names are the parameters of the demo's API, see `docs/demo.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
 from PIL import Image, ImageChops
 
-from instantstyle.demo.settings import AMOUNT, Reference, Settings
 from instantstyle.inference import recipe
-from instantstyle.inference import values as kinds
-from instantstyle.inference.inputs import open_picture
-from instantstyle.inference.request import told
-from instantstyle.inference.values import Picture, as_given, write_targets
+from instantstyle.inference.inputs import STARTS, StyleFile, open_picture, open_style
+from instantstyle.inference.request import ENCODED, NEEDS, Machine, Reference, Request
+from instantstyle.inference.values import Picture, as_given, name_of, write_targets
 
 
 REFERENCES = ("", "_2", "_3")  # what the names of a reference's controls end in
+WEIGHTS = tuple(f"weight{end}" for end in REFERENCES)
+# Controls that are fields of a request.
+FIELDS = (
+    *("prompt", "content", "content_scale", "target_blocks", "scale", "reference_fit"),
+    *("negative", "steps", "guidance", "seed", "strength", "edges", "controlnet_scale"),
+)
+TEXTS = ("negative", "content")  # empty where there is none
 # What a slider holds, unless somebody empties it.
 NUMBERS = (
     *("scale", "guidance", "steps", "num_images", "width", "height", "strength", "controlnet_scale"),
-    *(f"weight{end}" for end in REFERENCES),
+    *WEIGHTS,
 )
 LACKING = ("fast", "hires", "upscale", "vae_tiling")  # options of `instantstyle generate` that the demo has not
 GIVE = "drop a PNG file that this demo or `instantstyle generate` made."
 Values = Mapping[str, Any]
 
 
-def read_settings(said: Values) -> Settings:
-    """Read what the controls say.
+def label(field: str) -> str:
+    """Write a field as the page calls it; one of the machine, as the option that the demo was started with."""
+    if field in Machine.model_fields:
+        return option(field)
+    return Request.model_fields[field].title or field.replace("_", " ").capitalize()
+
+
+def option(field: str) -> str:
+    """Write a field as the option of `instantstyle generate` that it is."""
+    return "--" + field.replace("_", "-")
+
+
+# From the controls
+
+
+def read_requests(values: Values) -> list[Request]:
+    """Read what the controls ask for: a request for each picture, with one seed after another.
 
     Raises:
-        ValueError, OSError: A number is missing, a text cannot be read, or a file is no picture.
+        ValueError, OSError: Something is missing, a value cannot be read, or a file is no picture. The message names
+            controls, or fields between backticks.
     """
-    check_numbers(said)
-    image, mask = read_start(said["start"])
-    control = said["control_image"]
-    return Settings(
-        prompt=said["prompt"] or "",
-        size=read("Size", kinds.Size, f"{said['width']:g}x{said['height']:g}"),
-        references=tuple(read_reference(said, end) for end in REFERENCES if said[f"reference{end}"]),
-        style=said["style"],
-        target_blocks=tuple(read("Target blocks", kinds.Targets, said["target_blocks"] or "")),
-        scale=said["scale"],
-        content=said["content"] or None,
-        content_scale=read(AMOUNT, kinds.ContentScale, str(said["content_scale"])),
-        negative=said["negative"] or None,
-        guidance=said["guidance"],
-        steps=int(said["steps"]),
-        num_images=int(said["num_images"]),
-        seed=read("Seed", kinds.Seed, str(said["seed"])),
-        image=image,
-        mask=mask,
-        strength=said["strength"] if image else None,
-        control_image=open_picture("Layout picture", control) if control else None,
-        edges=said["edges"],
-        controlnet_scale=said["controlnet_scale"] if control else None,
-        preview=said["preview"],
-    )
+    request = read_request(values)
+    if not request.prompt.strip():
+        raise ValueError("`prompt`: it is empty. Say what to show, such as: a heart")
+    return [request.but(seed=values["seed"] + index) for index in range(int(values["num_images"]))]
+
+
+def read_request(values: Values) -> Request:
+    """Read what the controls say of one picture, of which nothing may be said yet. Errors: see `read_requests`."""
+    check_numbers(values)
+    said = {name: values[name] for name in FIELDS if values[name] or name not in TEXTS}
+    said |= {"prompt": values["prompt"] or "", "size": f"{values['width']:g}x{values['height']:g}"}
+    return Request(**applicable({**said, "style": read_style(values), **read_starts(values)}))
 
 
 def check_numbers(values: Values) -> None:
@@ -70,12 +78,22 @@ def check_numbers(values: Values) -> None:
             raise ValueError(f"{name}: expected a number, got none; leave it out for the usual one.")
 
 
-def read(name: str, kind: Any, text: str) -> Any:
-    """Read a text as the command line does. Raises ValueError with the control's name in front."""
-    try:
-        return kinds.read(kind, text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {told(error)}.") from error
+def applicable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing beside the other fields."""
+    idle = {name for name, other in NEEDS.items() if fields.get(other) is None}
+    if isinstance(fields.get("style"), StyleFile):
+        idle |= set(ENCODED)
+    return {name: value for name, value in fields.items() if name not in idle}
+
+
+def read_style(values: Values) -> StyleFile | tuple[Reference, ...]:
+    """Read the style file, which stands for whatever references there are, or else the references."""
+    if values["style"]:
+        return open_style(label("style"), values["style"])
+    references = tuple(read_reference(values, end) for end in REFERENCES if values[f"reference{end}"])
+    if not references:
+        raise ValueError("Reference: there is neither a picture nor a style file. Give one of them.")
+    return references
 
 
 def read_reference(values: Values, end: str) -> Reference:
@@ -86,6 +104,14 @@ def read_reference(values: Values, end: str) -> Reference:
         values[f"weight{end}"],
         open_picture("Mask", mask) if mask else None,
     )
+
+
+def read_starts(values: Values) -> dict[str, Picture]:
+    """Read what is started from and steered by, where it is given."""
+    image, mask = read_start(values["start"])
+    control = values["control_image"]
+    steering = open_picture(label("control_image"), control) if control else None
+    return {name: one for name, one in zip(STARTS, (image, mask, steering), strict=True) if one}
 
 
 def read_start(edited: Mapping[str, Any] | None) -> tuple[Picture | None, Picture | None]:
@@ -109,6 +135,26 @@ def stroke(layer: Image.Image) -> Image.Image:
     return shade.point(lambda value: 255 * (value > 127))
 
 
+# To the controls
+
+
+def write_request(request: Request) -> dict[str, Any]:
+    """Return the values that ask for one picture again, by the controls' names. Files have to be given again."""
+    said = applicable({"edges": request.edges, **request.given})
+    values = {name: value for name, value in said.items() if name in FIELDS}
+    values |= {name: values.get(name) or "" for name in TEXTS}
+    values["content_scale"] = str(request.content_scale)  # a text to its control
+    if "target_blocks" in values:
+        values["target_blocks"] = write_targets(request.target_blocks)
+    if request.size is not None:
+        values["width"], values["height"] = request.size
+    weights = [one.weight for one in request.style] + [1.0] * len(REFERENCES)
+    return {**values, **dict(zip(WEIGHTS, weights, strict=False)), "randomise": False, "num_images": 1}
+
+
+# Recipes
+
+
 def open_recipe(path: str) -> dict[str, Any]:
     """Read the recipe in a PNG file. Raises ValueError where there is none."""
     try:
@@ -117,54 +163,20 @@ def open_recipe(path: str) -> dict[str, Any]:
         raise ValueError(f"Recipe: there is none in {path}; {GIVE}") from error
 
 
-def read_recipe(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that make a recipe's picture again, by the controls' names. Pictures are not in a recipe.
-
-    Raises:
-        ValueError: It is not the recipe of one picture.
-    """
+def read_recipe(found: Mapping[str, Any]) -> Request:
+    """Read what a recipe asks for, at its picture's size. Raises ValueError where it is not of one picture."""
     try:
-        (width, height), seed = found["size"], found["seed"]
-        values = {
-            "prompt": str(found["prompt"]),
-            "seed": int(seed),
-            "randomise": False,
-            "num_images": 1,
-            "width": int(width),
-            "height": int(height),
-            "negative": found["negative"] or "",
-            "content": found["content"] or "",
-            "content_scale": "1.0" if found["content_scale"] is None else str(found["content_scale"]),
-            **weights(found.get("references") or []),
-            **{name: float(found[name]) for name in ("scale", "guidance")},
-            "steps": int(found["steps"]),
-        }
-        if found["target_blocks"]:
-            values["target_blocks"] = write_targets(found["target_blocks"].items())
-        if found.get("control_image"):
-            values["edges"] = bool(found.get("edges"))  # the command line takes the picture as it is
-        known = {"strength": float, "controlnet_scale": float}
-        return values | {name: kind(found[name]) for name, kind in known.items() if found.get(name) is not None}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        request, _ = recipe.read_request(found)
+        return request.but(size=found["size"])
+    except (ValueError, KeyError) as error:
         raise ValueError(f"Recipe: it is not of one picture; {GIVE}") from error
 
 
-def weights(references: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the weights of a recipe's references; 1.0 where there is none."""
-    found = [float(one["weight"]) for one in references]
-    return {f"weight{end}": found[place] if place < len(found) else 1.0 for place, end in enumerate(REFERENCES)}
-
-
-def needed(found: Mapping[str, Any]) -> list[str]:
-    """Name the files that went into a recipe's picture, which have to be given again; a mask after its reference."""
-    references = [file for one in found.get("references") or [] for file in (one, one.get("mask"))]
-    files = [*references, *(found.get(name) for name in ("style", "image", "mask", "control_image"))]
-    return [str(one["file"]) for one in files if isinstance(one, Mapping) and "file" in one]
-
-
-def option(name: str) -> str:
-    """Write a field as the option of `instantstyle generate` that it is."""
-    return "--" + name.replace("_", "-")
+def needed(request: Request) -> list[str]:
+    """Name the files that a request out of a recipe has, which have to be given again; a mask after its reference."""
+    references = [file for one in request.style for file in (one.picture, one.mask)]
+    starts = [getattr(request, name) for name in STARTS]
+    return [name_of(file) for file in (*references, *starts) if file is not None]
 
 
 def missing(found: Mapping[str, Any], loaded: Mapping[str, str | None]) -> list[str]:

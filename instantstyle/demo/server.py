@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +21,24 @@ HERE = Path(__file__).parent
 
 
 @contextmanager
-def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
+def serve(
+    studio: Studio,
+    library: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    browse: bool = False,
+) -> Iterator[str]:
     """Serve the page for the length of the `with`.
 
     Args:
         studio: Paints.
-        options: `library`, `host`, `port`, `share` and `open` of the command line.
+        library: The folder where style files are kept.
+        host: Who may come: this machine, or with "0.0.0.0" the whole network.
+        port: By default 7860, or the next that is free.
+        share: Whether to make a public address too, through Gradio's servers.
+        browse: Whether to open a browser.
 
     Yields:
         Its address.
@@ -36,14 +47,14 @@ def serve(studio: Studio, options: argparse.Namespace) -> Iterator[str]:
         OSError: The port is taken.
     """
     with tempfile.TemporaryDirectory(prefix="instantstyle-") as folder:
-        actions = Actions(studio, Library(Path(options.library)), Path(folder))
+        actions = Actions(studio, Library(library), Path(folder))
         blocks = Page(studio, actions, Path(folder)).build()
         try:
             _, local, public = blocks.queue(default_concurrency_limit=8).launch(
-                server_name=options.host,
-                server_port=options.port,
-                share=options.share,
-                inbrowser=options.open,
+                server_name=host,
+                server_port=port,
+                share=share,
+                inbrowser=browse,
                 prevent_thread_lock=True,
                 quiet=True,
                 show_error=True,

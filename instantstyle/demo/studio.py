@@ -1,4 +1,4 @@
-"""The studio: a pipeline that is loaded once, and paints for one at a time. It knows nothing of browsers."""
+"""The studio: a session that paints for one at a time, and tells how far it is. It knows nothing of browsers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from PIL import Image
 
 from instantstyle.core import adapter_state, attention_blocks, presets, resolve_target_blocks
 from instantstyle.demo.preview import previews
-from instantstyle.demo.settings import CONTENT, EVERYTHING, Settings
-from instantstyle.inference.models import TINY, knows_world
+from instantstyle.inference.grid import METHODS, WORDS
+from instantstyle.inference.models import TINY
 from instantstyle.inference.request import Machine, Request
-from instantstyle.inference.session import Painting, Session
+from instantstyle.inference.session import OnStep, Painting, Session
 from instantstyle.styles.style import Style
 
 
 PRESETS = ("style", "layout", "style+layout", "all")
-NO_REFERENCE, PLAIN, OURS = METHODS = ("no reference", "plain IP-Adapter", "InstantStyle")
+NO_REFERENCE, PLAIN, OURS = METHODS
+ANY = Request(prompt="", style="any.png")  # needs all that is loaded
 SHOWN = 12  # previews of one run, at most
 
 
@@ -47,7 +48,7 @@ Tell = Callable[[Step], None]
 
 
 class Studio:
-    """A session that paints for one at a time. Everything that is painted shares its parts; nothing is loaded again.
+    """A session for several users, who wait for each other. Everything that is painted shares its parts.
 
     Attributes:
         session: What paints; its model, adapter and ControlNet are loaded.
@@ -64,25 +65,20 @@ class Studio:
     def __init__(self, machine: Machine) -> None:
         own = machine.model == TINY and machine.controlnet is None
         self.session = Session(machine.but(controlnet=TINY) if own else machine)
-        self.session.load([Request(prompt="", style="of any")])
+        self.session.load([ANY])
         self._check_controlnet()
         self._lock = threading.Lock()
         # Read now: while something is painted, the UNet may look otherwise.
-        unet = self.pipe.unet
+        unet = self.session.pipe.unet
         self.blocks = attention_blocks(unet)
         state: Any = adapter_state(unet)
         self.presets = presets(unet) | state.files[0].presets
 
-    @property
-    def pipe(self) -> Any:
-        """The pipeline whose parts are shared."""
-        return self.session.pipe
-
     def _check_controlnet(self) -> None:
-        name = self.session.machine.controlnet
+        name, pipe = self.session.machine.controlnet, self.session.pipe
         if name is None:
             return
-        width, own = (part.config.cross_attention_dim for part in (self.pipe.controlnet, self.pipe.unet))
+        width, own = (part.config.cross_attention_dim for part in (pipe.controlnet, pipe.unet))
         if width != own:
             raise ValueError(
                 f"`controlnet`: {name} takes text embeddings of width {width}, but `model` "
@@ -92,14 +88,10 @@ class Studio:
     # What there is to choose from
 
     @property
-    def knows_world(self) -> bool:
-        """Whether the model knows the drawn world alone."""
-        return knows_world(self.session.model)
-
-    @property
     def side(self) -> int:
         """Width and height in pixels that the model was made for."""
-        return int(self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor)
+        pipe = self.session.pipe
+        return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
 
     @property
     def modes(self) -> list[str]:
@@ -116,72 +108,55 @@ class Studio:
         found: Any = resolve_target_blocks(dict(target_blocks), layers, self.presets)
         return {block: max(found.get(layer, 0.0) for layer in inside) for block, inside in self.blocks.items()}
 
-    def remarks(self, settings: Settings) -> list[str]:
-        """What a user should know about these settings, though they are no mistake."""
-        remarks = [self.session.unknown_words([settings.request])]
-        if settings.style and settings.content:
-            remarks.append(f"{CONTENT}: nothing is removed from a style file; that is done when it is encoded.")
-        return [remark for remark in remarks if remark]
-
     # What it does
 
     def paint(
-        self, settings: Settings, tell: Tell = lambda _: None, stop: threading.Event | None = None
+        self,
+        requests: Sequence[Request],
+        tell: Tell = lambda _: None,
+        stop: threading.Event | None = None,
+        *,
+        preview: bool = False,
     ) -> list[Painting]:
         """Paint.
 
         Args:
-            settings: What to paint.
+            requests: What to paint.
             tell: Is told of every step.
             stop: When it is set, the steps that are left are skipped; without any step there is no picture.
+            preview: Whether steps show what the pictures look like.
 
         Raises:
             ValueError, TypeError, OSError: A user's mistake. Nothing was painted then.
         """
-        settings.check()
-        request = settings.request
-        requests = [request.but(seed=settings.seed + index) for index in range(settings.num_images)]
         with self._lock:
             if stop is not None and stop.is_set():
                 return []
-            return self.session.paint(requests, follower(settings.preview, tell, stop))
+            return self.session.paint(requests, follower(tell, stop, preview))
 
     def compare(
-        self, settings: Settings, tell: Tell = lambda _: None, stop: threading.Event | None = None
+        self, request: Request, tell: Tell = lambda _: None, stop: threading.Event | None = None
     ) -> dict[str, Painting]:
-        """Paint one picture with each of `METHODS`, from one seed; a style file has no plain IP-Adapter.
+        """Paint a request with each of `METHODS`, from one seed; a style file has no plain IP-Adapter.
 
         Arguments and errors are those of `paint`.
         """
-        ours = replace(settings, num_images=1)
-        methods = {
-            NO_REFERENCE: replace(ours, scale=0.0),
-            PLAIN: replace(ours, target_blocks=EVERYTHING, content=None),
-            OURS: ours,
-        }
-        if settings.style:
-            del methods[PLAIN]
+        methods = {NO_REFERENCE: request.but(scale=0.0)}
+        if request.style_file is None:
+            methods[PLAIN] = request.but(target_blocks=WORDS[PLAIN], content=None)
+        methods[OURS] = request
         found = {}
         for number, (name, chosen) in enumerate(methods.items()):
-            part = partial(tell_part, tell, number, len(methods))
-            painted = self.paint(chosen, part, stop)
+            painted = self.paint([chosen], partial(tell_part, tell, number, len(methods)), stop)
             if not painted:
                 break
             (found[name],) = painted
         return found
 
-    def encode(self, settings: Settings) -> Style:
-        """Encode the references, by their weights, as one style in float16.
-
-        Raises:
-            ValueError, TypeError: A user's mistake.
-        """
-        settings.check_style()
-        if settings.style or settings.masked:
-            came = "a style file, which is encoded already" if settings.style else "a reference with a mask"
-            raise ValueError(f"Reference: a style is made of pictures alone, but there is {came}. Take it away.")
+    def encode(self, request: Request) -> Style:
+        """Encode a request's references as one style in float16. Errors are those of `Session.encode`."""
         with self._lock:
-            return self.session.encode(settings.request).to(torch.float16)
+            return self.session.encode(request).to(torch.float16)
 
 
 def tell_part(tell: Tell, number: int, count: int, step: Step) -> None:
@@ -189,7 +164,7 @@ def tell_part(tell: Tell, number: int, count: int, step: Step) -> None:
     tell(step.of_part(number, count))
 
 
-def follower(preview: bool, tell: Tell, stop: threading.Event | None) -> Callable[..., dict[str, Any]]:
+def follower(tell: Tell, stop: threading.Event | None, preview: bool) -> OnStep:
     """Return what the pipeline calls after every step."""
 
     def follow(pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,9 @@ class Request(Value):
     """
 
     prompt: Text = Field(description="what to show")
-    style: References = Field((), description="the reference picture, or a style file (.safetensors)")
+    style: References = Field(
+        (), title="Style file", description="the reference picture, or a style file (.safetensors)"
+    )
     reference_fit: Literal["crop", "pad", "squash", "tiles"] = Field(
         "crop", description="what becomes of a reference that is not square"
     )
@@ -123,18 +125,26 @@ class Request(Value):
     target_blocks: Targets = Field(
         STYLE, description="presets or attention blocks that see the reference; may be repeated"
     )
-    scale: Number = Field(1.0, description="strength of the reference")
-    negative: Text | None = Field(None, description="negative prompt")
+    scale: Number = Field(1.0, title="Strength", description="strength of the reference")
+    negative: Text | None = Field(None, title="Negative prompt", description="negative prompt")
     steps: Count | None = Field(None, description=f"default: {STEPS}, or what `fast` says")
     guidance: Number | None = Field(None, description=f"default: {GUIDANCE}, or what `fast` says")
     seed: Seed | None = Field(None, description="default: a random one")
     size: Size | None = Field(None, description="in pixels, or one number for a square; default: the model's")
-    image: File | None = Field(None, description="start from this picture, cropped to the size of the result")
+    image: File | None = Field(
+        None, title="Start", description="start from this picture, cropped to the size of the result"
+    )
     mask: File | None = Field(None, description="repaint only the white part of this mask of the picture")
-    strength: Fraction | None = Field(None, description="how much of the picture to change, 0 to 1")
+    strength: Fraction | None = Field(
+        None, title="How much to change", description="how much of the picture to change, 0 to 1"
+    )
     control_image: File | None = Field(None, title="Layout picture", description="the ControlNet's picture")
-    edges: Switch = Field(False, description="find the edges of the ControlNet's picture first")
-    controlnet_scale: Number | None = Field(None, description="strength of the ControlNet")
+    edges: Switch = Field(
+        False, title="Find its edges first (Canny)", description="find the edges of the ControlNet's picture first"
+    )
+    controlnet_scale: Number | None = Field(
+        None, title="ControlNet strength", description="strength of the ControlNet"
+    )
     hires: Switch = Field(False, description="paint a large picture in one pass, by HiDiffusion")
     upscale: Enlargement | None = Field(
         None, description="paint, enlarge by this factor, and paint over in the same style"

@@ -15,15 +15,17 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from browsers import chromium, missing
-from demos import REFERENCE, demo_options, served
+from demos import MACHINE, REFERENCE, served
 from PIL import Image
 
 from instantstyle.demo.library import Library
 from instantstyle.demo.page import Page
-from instantstyle.demo.settings import Reference, Settings
-from instantstyle.demo.studio import METHODS, Studio
-from instantstyle.inference import grid, recipe
+from instantstyle.demo.studio import Studio
+from instantstyle.inference import grid
+from instantstyle.inference.grid import METHODS
 from instantstyle.inference.inputs import open_picture
+from instantstyle.inference.recipe import read_recipe
+from instantstyle.inference.request import Request
 
 
 pytest.importorskip("gradio", reason="the demo is made with Gradio")
@@ -39,20 +41,20 @@ DONE = re.compile(r"Done in .* s, seed \d+\.")
 @pytest.fixture(scope="module")
 def studio() -> Studio:
     """Load the studio on the embedded checkpoint."""
-    return Studio(demo_options())
+    return Studio(MACHINE)
 
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
+def ring() -> Request:
     """Ask for a ring in the style of the reference."""
-    return Settings("a ring", (64, 64), (Reference(open_picture("Reference", str(REFERENCE))),), steps=3)
+    return Request(prompt="a ring", size=64, style=str(REFERENCE), steps=3, seed=0)
 
 
 @pytest.fixture(scope="module")
-def address(studio, settings, tmp_path_factory) -> Iterator[str]:
+def address(studio, ring, tmp_path_factory) -> Iterator[str]:
     """Serve the page, with a style in its library, and few steps unless others are chosen."""
     folder = tmp_path_factory.mktemp("library")
-    Library(folder).save("kept", studio.encode(settings))
+    Library(folder).save("kept", studio.encode(ring))
     sampling = Page._sampling
 
     def short(page: Page) -> None:
@@ -66,11 +68,11 @@ def address(studio, settings, tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def picture(studio, settings, tmp_path_factory) -> Path:
+def picture(studio, ring, tmp_path_factory) -> Path:
     """Paint a picture with its recipe."""
     path = tmp_path_factory.mktemp("pictures") / "ring.png"
-    (painting,) = studio.paint(settings)
-    recipe.write_recipe(painting.image, path, painting.recipe)
+    (painting,) = studio.paint([ring])
+    painting.save(path)
     return path
 
 
@@ -114,13 +116,13 @@ def page(visit) -> Any:
 @pytest.fixture
 def hurry(studio, monkeypatch) -> Iterator[threading.Event]:
     """Make every step take long, until this is set."""
-    event, forward = threading.Event(), type(studio.pipe.unet).forward
+    event, forward = threading.Event(), type(studio.session.pipe.unet).forward
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         event.wait(0.25)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(type(studio.pipe.unet), "forward", slow)
+    monkeypatch.setattr(type(studio.session.pipe.unet), "forward", slow)
     yield event
     event.set()
 
@@ -177,7 +179,7 @@ def file_of(page: Any, image: Any, folder: Path) -> Path:
 def made(page: Any, folder: Path) -> dict[str, Any]:
     """Wait for the end of a run and return the recipe of its first picture."""
     shows(page, DONE)
-    return recipe.read_recipe(file_of(page, page.locator("#pictures img").first, folder))
+    return read_recipe(file_of(page, page.locator("#pictures img").first, folder))
 
 
 def set_steps(page: Any, steps: int) -> None:
@@ -195,7 +197,7 @@ def test_a_picture_is_uploaded_and_painted_with(page, tmp_path):
     fill(page, "#content", "a star")
     page.locator("#generate").click()
     found = made(page, tmp_path)
-    assert (found["picture"]["prompt"], found["content"]) == ("a ring", "a star")
+    assert (found["prompt"], found["content"]) == ("a ring", "a star")
     assert found["style"]["sha256"] == open_picture("", str(REFERENCE)).sha256
     page.get_by_role("tab", name="Recipe").click()
     shown = page.locator("#recipe").inner_text()
@@ -205,7 +207,7 @@ def test_a_picture_is_uploaded_and_painted_with(page, tmp_path):
 def test_enter_paints_and_all_can_be_reached_by_keyboard(page, tmp_path):
     first(page, "#prompt").focus()
     page.keyboard.press("Enter")
-    assert made(page, tmp_path)["picture"]["prompt"] == "a heart"
+    assert made(page, tmp_path)["prompt"] == "a heart"
     reached = set()
     for _ in range(12):
         page.keyboard.press("Tab")
@@ -293,8 +295,8 @@ def test_two_users_wait_for_each_other_and_get_each_their_own(visit, hurry, tmp_
     other.locator("#generate").click()
     other.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
     hurry.set()
-    assert made(one, tmp_path)["picture"]["prompt"] == "a ring"
-    assert made(other, tmp_path)["picture"]["prompt"] == "a square"
+    assert made(one, tmp_path)["prompt"] == "a ring"
+    assert made(other, tmp_path)["prompt"] == "a square"
 
 
 def test_a_dropped_picture_sets_the_controls(page, visit, tmp_path):
@@ -313,7 +315,7 @@ def test_a_dropped_picture_sets_the_controls(page, visit, tmp_path):
     expect(first(other, "#prompt")).to_have_value("a ring")
     expect(other.get_by_label("Layout", exact=True)).to_be_checked()
     open_part(other, "sampling")
-    expect(other.locator("#seed input")).to_have_value(str(found["picture"]["seed"]))
+    expect(other.locator("#seed input")).to_have_value(str(found["seed"]))
     upload(other, "#reference", REFERENCE)
     other.get_by_role("tab", name="Pictures").click()
     other.locator("#generate").click()
@@ -412,7 +414,7 @@ def drop_picture(page: Any, path: Path) -> None:
 @pytest.mark.parametrize(
     ("choose", "is_taken"),
     [
-        (take_example, lambda found: found["picture"]["prompt"] == grid.PROMPTS[1]),
+        (take_example, lambda found: found["prompt"] == grid.PROMPTS[1]),
         (take_style, lambda found: found["style"]["file"] == "kept.safetensors"),
         (drop_picture, lambda found: found["steps"] == 3),
     ],
@@ -473,7 +475,7 @@ def test_a_seed_that_is_typed_during_a_run_stays(page, hurry, tmp_path):
     page.get_by_label("Draw a seed").uncheck()
     page.locator("#seed input").fill("77")
     hurry.set()
-    assert made(page, tmp_path)["picture"]["seed"] != 77
+    assert made(page, tmp_path)["seed"] != 77
     page.locator("#generate").click()
     shows(page, r"seed 77\b")
     expect(page.locator("#seed input")).to_have_value("77")

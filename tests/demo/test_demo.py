@@ -10,26 +10,30 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import differ
-from demos import REFERENCE, ROOT, demo_options, served
+from demos import MACHINE, REFERENCE, ROOT, served
 from PIL import Image, ImageDraw
 
 import pipeline_instantstyle
 from instantstyle import Style
 from instantstyle.commands import cli
-from instantstyle.demo.actions import DAY, Actions
-from instantstyle.demo.edges import find_edges
+from instantstyle.demo.actions import DAY, Actions, message
 from instantstyle.demo.library import Library
 from instantstyle.demo.preview import previews
-from instantstyle.demo.reading import needed, read_recipe, read_settings, read_start
-from instantstyle.demo.settings import EVERYTHING, Reference, Settings
-from instantstyle.demo.studio import METHODS, NO_REFERENCE, OURS, PLAIN, Step, Studio, own, pictures
-from instantstyle.inference import inputs, recipe, session
+from instantstyle.demo.reading import needed, read_recipe, read_request, read_requests, read_start, write_request
+from instantstyle.demo.studio import NO_REFERENCE, OURS, PLAIN, Step, Studio
+from instantstyle.inference import recipe, session
+from instantstyle.inference.edges import find_edges
+from instantstyle.inference.grid import METHODS
 from instantstyle.inference.inputs import open_picture
+from instantstyle.inference.request import Reference, Request
+from instantstyle.inference.session import Session
+from instantstyle.inference.values import Picture, as_given
 
 
 STEPS = 3
@@ -39,7 +43,7 @@ ONE_LEVEL = 1 / 255  # what is computed in another order may be rounded the othe
 @pytest.fixture(scope="module")
 def studio() -> Studio:
     """Load the studio on the embedded checkpoint."""
-    return Studio(demo_options())
+    return Studio(MACHINE)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,16 @@ def other_file(tmp_path_factory) -> Path:
     return path
 
 
-def asked(*references: Path, **changes) -> Settings:
+def asked(*references: Path, **changes) -> Request:
     """Ask for a heart in the style of references, by default of one."""
     given = tuple(Reference(open_picture("Reference", str(path))) for path in references or [REFERENCE])
-    defaults = {"prompt": "a heart", "size": (64, 64), "references": given, "steps": STEPS, "guidance": 3.5, "seed": 5}
-    return Settings(**{**defaults, **changes})
+    defaults = {"prompt": "a heart", "size": (64, 64), "style": given, "steps": STEPS, "guidance": 3.5, "seed": 5}
+    return Request(**{**defaults, **changes})
+
+
+def plain(studio: Studio) -> Any:
+    """The pipeline without pictures to start from."""
+    return studio.session.pipeline(asked())
 
 
 def levels(picture: Image.Image) -> np.ndarray:
@@ -62,76 +71,81 @@ def levels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
 
 
-def painted(studio: Studio, settings: Settings) -> np.ndarray:
+def painted(studio: Studio, request: Request) -> np.ndarray:
     """Paint one picture."""
-    (painting,) = studio.paint(settings)
+    (painting,) = studio.paint([request])
     return levels(painting.image)
 
 
-def half(side: str) -> inputs.Picture:
+def half(side: str) -> Picture:
     """A mask of one half."""
     mask = Image.new("L", (64, 64))
     ImageDraw.Draw(mask).rectangle({"left": (0, 0, 31, 63), "right": (32, 0, 63, 63)}[side], fill=255)
-    return inputs.Picture(mask, f"{side}.png", hashlib.sha256(mask.tobytes()).hexdigest())
+    return Picture(f"{side}.png", hashlib.sha256(mask.tobytes()).hexdigest(), mask)
 
 
-def shaded(level: int) -> inputs.Picture:
+def shaded(level: int) -> Picture:
     """A mask of one shade."""
-    return inputs.Picture(Image.new("L", (64, 64), level), "mask.png", "0" * 64)
+    return Picture("mask.png", f"{level:064}", Image.new("L", (64, 64), level))
+
+
+def small() -> Picture:
+    """The reference as large as the masks."""
+    with Image.open(REFERENCE) as picture:
+        return as_given(picture.resize((64, 64), Image.Resampling.LANCZOS))
 
 
 # The studio
 
 
 def test_the_studio_paints_what_the_command_line_paints(studio, tmp_path):
-    settings = asked(content="a star", content_scale=0.5, scale=0.8, target_blocks=(("style", 1.0), ("layout", 0.3)))
+    request = asked(content="a star", content_scale=0.5, scale=0.8, target_blocks=(("style", 1.0), ("layout", 0.3)))
     out = tmp_path / "heart.png"
     words = f"--steps {STEPS} --guidance 3.5 --seed 5 --content-scale 0.5 --scale 0.8 --target-blocks style,layout=0.3"
     words = ["generate", "a heart", "--style", str(REFERENCE), "--content", "a star", *words.split()]
     assert cli.main([*words, "--device", "cpu", "-q", "-o", str(out)]) == 0
-    (painting,) = studio.paint(settings)
+    (painting,) = studio.paint([request])
     with Image.open(out) as picture:
         assert (levels(picture) == levels(painting.image)).all()
         # The demo always names the size, which the command line leaves to the model here.
         assert recipe.read_recipe(out) == json.loads(json.dumps({**painting.recipe, "asked_size": None}))
-        for change in ({"seed": 6}, {"scale": 0.7}, {"content": None}, {"target_blocks": EVERYTHING}):
-            assert differ(painted(studio, replace(settings, **change)), levels(picture)), change
+        for change in ({"seed": 6}, {"scale": 0.7}, {"content": None}, {"target_blocks": "all"}):
+            assert differ(painted(studio, request.but(**change)), levels(picture)), change
 
 
 def test_a_comparison_is_of_the_host_the_plain_adapter_and_the_settings(studio):
-    settings = asked(content="a star", num_images=2)
-    compared = studio.compare(settings)
+    request = asked(content="a star")
+    compared = studio.compare(request)
     assert tuple(compared) == METHODS
     found = {name: levels(one.image) for name, one in compared.items()}
     generator = [torch.Generator().manual_seed(5)]
     arguments = {"num_inference_steps": STEPS, "guidance_scale": 3.5, "generator": generator}
-    host = studio.pipe(["a heart"], **arguments, width=64, height=64).images[0]
+    host = plain(studio)(["a heart"], **arguments, width=64, height=64).images[0]
     assert (levels(host) == found[NO_REFERENCE]).all()
-    plain = asked(target_blocks=EVERYTHING)
-    assert (painted(studio, plain) == found[PLAIN]).all()
-    assert (painted(studio, replace(settings, num_images=1)) == found[OURS]).all()
+    assert (painted(studio, asked(target_blocks="all")) == found[PLAIN]).all()
+    assert (painted(studio, request) == found[OURS]).all()
     assert differ(found[NO_REFERENCE], found[OURS])
     assert differ(found[PLAIN], found[OURS])
 
 
 def test_other_blocks_and_scales_load_nothing(studio, monkeypatch):
-    for loader in (session, "load"), (pipeline_instantstyle.AdapterFile, "read"):
+    for loader in (Session, "_loaded"), (Session, "_load_adapter"), (pipeline_instantstyle.AdapterFile, "read"):
         monkeypatch.setattr(*loader, lambda *_: pytest.fail("something was loaded"))
-    parts = {id(module) for module in pipeline_instantstyle.modules(studio.pipe).values()}
+    parts = {id(module) for module in pipeline_instantstyle.modules(plain(studio)).values()}
     pictures = [
         painted(studio, asked(target_blocks=((name, scale),)))
         for name, scale in (("style", 1.0), ("layout", 1.0), ("all", 0.5), ("up_blocks.0", 1.0))
     ]
     assert all(differ(one, other) for n, one in enumerate(pictures) for other in pictures[:n])
-    assert {id(module) for module in pipeline_instantstyle.modules(studio.pipe).values()} == parts
+    assert {id(module) for module in pipeline_instantstyle.modules(plain(studio)).values()} == parts
 
 
 def test_pipelines_share_their_parts_and_a_controlnet_runs_only_with_a_picture(studio):
     runs = []
-    handle = studio.controlnet.register_forward_hook(lambda *_: runs.append(1))
-    star = open_picture("picture", str(REFERENCE))
+    handle = studio.session.pipe.controlnet.register_forward_hook(lambda *_: runs.append(1))
+    star = small()
     try:
-        plain = painted(studio, asked())
+        without = painted(studio, asked())
         started = painted(studio, asked(image=star, strength=0.7))
         repainted = painted(studio, asked(image=star, mask=half("left"), strength=0.7))
         assert runs == []
@@ -140,60 +154,64 @@ def test_pipelines_share_their_parts_and_a_controlnet_runs_only_with_a_picture(s
         muted = painted(studio, asked(control_image=star, edges=True, controlnet_scale=0.0))
     finally:
         handle.remove()
-    names = {re.sub("StableDiffusionXLInstantStyle|Pipeline", "", name) for name in studio._pipelines}
+    names = {re.sub("StableDiffusionXLInstantStyle|Pipeline", "", name) for name in studio.session._pipes}
     assert names >= {"", "Img2Img", "Inpaint", "ControlNet"}
-    assert {id(pipe.unet) for pipe in studio._pipelines.values()} == {id(studio.pipe.unet)}
-    assert np.abs(muted - plain).max() <= ONE_LEVEL
-    pictures = [plain, started, repainted, controlled]
+    assert {id(pipe.unet) for pipe in studio.session._pipes.values()} == {id(studio.session.pipe.unet)}
+    assert np.abs(muted - without).max() <= ONE_LEVEL
+    pictures = [without, started, repainted, controlled]
     assert all(differ(one, other) for n, one in enumerate(pictures) for other in pictures[:n])
 
 
 def test_a_picture_to_start_from_stays_where_it_is_not_repainted(studio):
-    star = open_picture("picture", str(REFERENCE))
+    star = small()
     result = painted(studio, asked(image=star, mask=half("left"), strength=1.0, steps=8))
-    source = levels(star.image.resize((64, 64), Image.Resampling.LANCZOS))
+    source = levels(star.image)
     left, right = (np.abs(result - source)[:, part].mean() for part in (slice(0, 28), slice(36, 64)))
     assert right < 0.05 < left
 
 
 def test_several_references_are_mixed_by_their_weights(studio, other_file):
-    first, second = asked(REFERENCE, other_file).references
-    both = asked(references=(first, replace(second, weight=3.0)))
-    style = studio.pipe.encode_style(
+    first, second = asked(REFERENCE, other_file).style
+    both = asked(style=(first, replace(second, weight=3.0)))
+    style = plain(studio).encode_style(
         [first.picture.image, second.picture.image], weights=[1, 3], target_blocks="style"
     )
     generator = [torch.Generator().manual_seed(5)]
     sampling = {"num_inference_steps": STEPS, "guidance_scale": 3.5, "generator": generator, "width": 64, "height": 64}
-    expected = levels(studio.pipe(["a heart"], style=style, **sampling).images[0])
+    expected = levels(plain(studio)(["a heart"], style=style, **sampling).images[0])
     assert np.abs(painted(studio, both) - expected).max() <= ONE_LEVEL
-    assert differ(painted(studio, asked(references=(first, second))), expected)
+    assert differ(painted(studio, asked(style=(first, second))), expected)
     assert differ(painted(studio, asked()), expected)
 
 
 def test_masks_say_where_references_act(studio, other_file):
-    first, second = asked(REFERENCE, other_file).references
+    first, second = asked(REFERENCE, other_file).style
     alone = painted(studio, asked())
-    hidden = painted(studio, asked(references=(first, replace(second, mask=shaded(0)))))
+    hidden = painted(studio, asked(style=(first, replace(second, mask=shaded(0)))))
     assert np.abs(hidden - alone).max() <= ONE_LEVEL
-    assert differ(painted(studio, asked(references=(first, replace(second, mask=shaded(255))))), alone)
+    assert differ(painted(studio, asked(style=(first, replace(second, mask=shaded(255))))), alone)
     sides = tuple(replace(one, mask=half(side)) for one, side in ((first, "left"), (second, "right")))
     swapped = tuple(replace(one, mask=half(side)) for one, side in ((first, "right"), (second, "left")))
-    assert differ(painted(studio, asked(references=sides)), painted(studio, asked(references=swapped)))
-    (painting,) = studio.paint(asked(references=sides))
+    assert differ(painted(studio, asked(style=sides)), painted(studio, asked(style=swapped)))
+    (painting,) = studio.paint([asked(style=sides)])
     assert [one["mask"]["file"] for one in painting.recipe["references"]] == ["left.png", "right.png"]
 
 
 def test_an_encoded_style_paints_what_its_references_do(studio, other_file, tmp_path):
-    settings = asked(REFERENCE, other_file, content="a star", target_blocks=(("layout", 0.5), ("style", 1.0)))
+    request = asked(REFERENCE, other_file, content="a star", target_blocks=(("layout", 0.5), ("style", 1.0)))
     path = tmp_path / "both.safetensors"
-    studio.encode(settings).save(path)
-    with_file = replace(settings, references=(), style=str(path), content=None)
-    assert np.abs(painted(studio, with_file) - painted(studio, settings)).max() <= 4 * ONE_LEVEL  # it is in float16
-    (painting,) = studio.paint(with_file)
+    studio.encode(request).save(path)
+    with_file = asked(style=str(path))
+    assert np.abs(painted(studio, with_file) - painted(studio, request)).max() <= 4 * ONE_LEVEL  # it is in float16
+    (painting,) = studio.paint([with_file])
     assert painting.recipe["style"]["file"] == "both.safetensors"
     assert tuple(studio.compare(with_file)) == (NO_REFERENCE, OURS)
-    beside = replace(with_file, references=(replace(asked().references[0], mask=half("left")),))
+    mask = tmp_path / "left.png"
+    half("left").image.save(mask)
+    values = {**empty_values(), "reference": str(REFERENCE), "mask": str(mask)}
+    masked, beside = (read_request({**values, "style": style}) for style in (None, str(path)))
     assert (painted(studio, beside) == painted(studio, with_file)).all()  # it stands for whatever references there are
+    assert differ(painted(studio, masked), painted(studio, with_file))
 
 
 def test_every_step_is_told_and_what_is_stopped_ends(studio):
@@ -204,10 +222,10 @@ def test_every_step_is_told_and_what_is_stopped_ends(studio):
         assert studio._lock.locked()  # whoever else paints waits
         told.append(step)
 
-    studio.paint(asked(steps=6), tell)
+    studio.paint([asked(steps=6)], tell)
     assert [(step.done, step.total) for step in told] == [(n + 1, 6) for n in range(6)]
     told.clear()
-    studio.paint(asked(steps=6), lambda step: (tell(step), stop.set()), stop)
+    studio.paint([asked(steps=6)], lambda step: (tell(step), stop.set()), stop)
     assert len(told) == 2  # the one that stopped, and the one that saw it
     told.clear()
     studio.compare(asked(), tell)
@@ -217,45 +235,50 @@ def test_every_step_is_told_and_what_is_stopped_ends(studio):
 
 def test_previews_come_to_be_the_picture(studio):
     told: list[Step] = []
-    (painting,) = studio.paint(asked(steps=8, preview=True), told.append)
+    (painting,) = studio.paint([asked(steps=8)], told.append, preview=True)
     shown = [levels(step.previews[0].resize((64, 64))) for step in told]
     distances = [np.abs(picture - levels(painting.image)).mean() for picture in shown]
     assert distances[-1] < 0.1 < distances[0]
     told.clear()
-    studio.paint(asked(steps=2 * 12 + 1), told.append)
+    studio.paint([asked(steps=2 * 12 + 1)], told.append)
     assert not any(step.previews for step in told)
-    studio.paint(asked(steps=2 * 12 + 1, preview=True, num_images=2), told.append)
+    studio.paint([asked(steps=2 * 12 + 1, seed=seed) for seed in (5, 6)], told.append, preview=True)
     assert [len(step.previews) for step in told if step.previews] == [2] * 9
 
 
 def test_previews_are_small(studio):
-    (preview,) = previews(studio.pipe, torch.zeros(1, 4, 96, 64))
-    assert max(preview.size) == 32 * studio.pipe.vae_scale_factor
+    pipe = plain(studio)
+    (preview,) = previews(pipe, torch.zeros(1, 4, 96, 64))
+    assert max(preview.size) == 32 * pipe.vae_scale_factor
 
 
 def test_a_recipe_sets_the_controls_as_they_were(studio):
-    settings = asked(
-        content="a star",
-        content_scale="auto",
-        target_blocks=(("style", 0.7), ("layout", 0.25)),
-        num_images=2,
-        negative="a ring",
-    )
-    _, painting = studio.paint(settings)
+    shown = {
+        **empty_values(),
+        "reference": str(REFERENCE),
+        "content": "a star",
+        "content_scale": "auto",
+        "target_blocks": "style=0.7, layout=0.25",
+        "reference_fit": "pad",
+        "num_images": 2,
+        "negative": "a ring",
+    }
+    _, painting = studio.paint(read_requests(shown))
     kept = json.loads(json.dumps(painting.recipe))
-    values = {**empty_values(), **read_recipe(kept)}
+    values = {**empty_values(), **write_request(read_recipe(kept))}
     assert (values["seed"], values["num_images"], values["randomise"]) == (6, 1, False)
-    again = read_settings({**values, "reference": str(REFERENCE)})
+    again = read_request({**values, "reference": str(REFERENCE)})
+    assert again == read_requests(shown)[1]
     assert np.abs(painted(studio, again) - levels(painting.image)).max() <= ONE_LEVEL
-    assert differ(painted(studio, replace(again, seed=5)), levels(painting.image))
-    assert needed(kept) == ["reference.png"]
+    assert differ(painted(studio, again.but(seed=5)), levels(painting.image))
+    assert needed(read_recipe(kept)) == ["reference.png"]
 
 
-def recipe_of(studio: Studio, settings: Settings) -> dict:
+def recipe_of(painter: Session, request: Request) -> dict:
     """Write the recipe of a picture, without painting it."""
-    files = {name: one.written for name, one in pictures(settings).items()}
-    common = recipe.asked(studio._options(settings), studio.model, studio.adapter, files, {})
-    return json.loads(json.dumps(common | own(settings, 0, Image.new("RGB", settings.size))))
+    place = {"device": "cpu", "dtype": "float32", "size": request.size}
+    said = recipe.describe(painter.reader.named(request), painter.machine, painter.model, painter.adapter)
+    return json.loads(json.dumps({**said, **place}))
 
 
 @pytest.fixture
@@ -282,21 +305,22 @@ def restored(actions, kept: dict) -> dict:
 
 @pytest.mark.parametrize("amount", [0.0, 0.25, "auto"])
 def test_every_amount_is_restored(studio, amount):
-    values = read_recipe(recipe_of(studio, asked(content="a star", content_scale=amount)))
-    assert read_settings({**empty_values(), **values}).content_scale == amount
+    kept = recipe_of(studio.session, asked(content="a star", content_scale=amount))
+    values = {**empty_values(), "reference": str(REFERENCE), **write_request(read_recipe(kept))}
+    assert read_request(values).content_scale == amount
 
 
 def test_references_are_restored_but_for_their_files(studio, actions, other_file, capsys):
-    first, second = asked(REFERENCE, other_file).references
-    settings = asked(references=(replace(first, weight=0.5, mask=half("left")), replace(second, weight=2.0)))
+    first, second = asked(REFERENCE, other_file).style
+    request = asked(style=(replace(first, weight=0.5, mask=half("left")), replace(second, weight=2.0)))
     dirty = dict.fromkeys(("weight", "weight_2", "weight_3"), 1.5) | {"mask_2": str(REFERENCE)}
-    values = {**empty_values(), **dirty, **restored(actions, recipe_of(studio, settings))}
+    values = {**empty_values(), **dirty, **restored(actions, recipe_of(studio.session, request))}
     assert "again, a recipe only names them: reference.png, left.png, other.png." in capsys.readouterr().out
     assert values["weight_3"] == 1.0
-    again = read_settings({**values, "reference": str(REFERENCE), "reference_2": str(other_file)})
-    masked = replace(again.references[0], mask=settings.references[0].mask)
-    assert [(one.picture.sha256, one.weight, one.mask) for one in (masked, again.references[1])] == [
-        (one.picture.sha256, one.weight, one.mask) for one in settings.references
+    again = read_request({**values, "reference": str(REFERENCE), "reference_2": str(other_file)})
+    masked = replace(again.style[0], mask=request.style[0].mask)
+    assert [(one.picture.sha256, one.weight, one.mask) for one in (masked, again.style[1])] == [
+        (one.picture.sha256, one.weight, one.mask) for one in request.style
     ]
 
 
@@ -305,27 +329,28 @@ def test_files_that_a_recipe_does_not_know_are_taken_away(studio, actions):
     start = {"background": Image.new("RGBA", (8, 8)), "layers": []}
     old = dict.fromkeys(("reference", "reference_2", "mask", "mask_3", "control_image", "style"), star)
     touched = {**empty_values(), **old, "start": start}
-    settings = asked()
-    again = read_settings({**touched, **restored(actions, recipe_of(studio, settings))})
-    assert (again.style, again.image, again.control_image, again.masked) == (None, None, None, False)
-    assert [one.picture.sha256 for one in again.references] == [settings.references[0].picture.sha256]
+    request = asked()
+    again = read_request({**touched, **restored(actions, recipe_of(studio.session, request))})
+    assert (again.style_file, again.image, again.control_image) == (None, None, None)
+    assert [(one.picture.sha256, one.mask) for one in again.style] == [(request.style[0].picture.sha256, None)]
 
 
 def test_edges_are_found_where_they_were(studio):
-    star = asked().references[0].picture
+    star = asked().style[0].picture
     for edges in (True, False):
-        kept = recipe_of(studio, asked(control_image=star, edges=edges))
-        assert read_recipe(kept)["edges"] == edges
-    del kept["edges"]  # the command line looks for none
-    assert read_recipe(kept)["edges"] is False
-    assert "edges" not in read_recipe(recipe_of(studio, asked()))
+        kept = recipe_of(studio.session, asked(control_image=star, edges=edges))
+        assert write_request(read_recipe(kept))["edges"] == edges
+    del kept["edges"]  # the command line looked for none
+    assert write_request(read_recipe(kept))["edges"] is False
+    assert "edges" not in write_request(read_recipe(recipe_of(studio.session, asked())))
 
 
-def by_command(studio: Studio, *words: str) -> dict:
+def by_command(*words: str) -> dict:
     """The recipe of what `instantstyle generate` paints with these options."""
-    options = cli.build_parser().parse_args(["generate", "a heart", "--style", str(REFERENCE), "--seed", "5", *words])
-    common = recipe.asked(options, studio.model, studio.adapter, {}, {})
-    return json.loads(json.dumps({**common, **own(asked(), 0, Image.new("RGB", (64, 64)))}))
+    typed = ["generate", "a heart", "--style", str(REFERENCE), "--seed", "5", "--size", "128", *words]
+    options = vars(cli.read(typed))
+    given = {name: value for name, value in options.items() if name in Request.model_fields and name != "prompt"}
+    return recipe_of(Session(options["machine"]), Request(prompt="a heart", **given))
 
 
 @pytest.mark.parametrize(
@@ -336,28 +361,32 @@ def by_command(studio: Studio, *words: str) -> dict:
         ("--upscale 2", "--upscale"),
         ("--vae-tiling", "--vae-tiling"),
         ("--content-encoder some/towers", "--content-encoder some/towers"),
-        ("--controlnet some/canny --control-image x.png", "--controlnet some/canny"),
-        ("--content-encoder some/towers --hires --upscale 2", "--content-encoder some/towers, --hires, --upscale"),
+        (f"--controlnet some/canny --control-image {REFERENCE}", "--controlnet some/canny"),
+        ("--content-encoder some/towers --fast lcm --upscale 2", "--content-encoder some/towers, --fast, --upscale"),
     ],
 )
-def test_what_cannot_be_repeated_is_told(studio, actions, words, says):
+def test_what_cannot_be_repeated_is_told(actions, words, says):
     with pytest.warns(UserWarning, match=f"^It was painted with what is not here: {says}\\.$"):
-        restored(actions, by_command(studio, *words.split()))
+        restored(actions, by_command(*words.split()))
 
 
 @pytest.mark.filterwarnings("error")
 def test_what_can_be_repeated_is_not_warned_of(studio, actions):
-    star = asked().references[0].picture
+    star = asked().style[0].picture
     for kept in (
-        by_command(studio),
-        by_command(studio, "--controlnet", "tiny", "--control-image", "x.png"),
-        recipe_of(studio, asked(control_image=star)),
+        by_command(),
+        by_command("--controlnet", "tiny", "--control-image", str(REFERENCE)),
+        recipe_of(studio.session, asked(control_image=star)),
     ):
         restored(actions, kept)
 
 
 def test_another_model_is_told_before_its_blocks_are_missed(studio, actions):
-    kept = {**recipe_of(studio, asked()), "model": "some/xl", "target_blocks": {"up_blocks.7.attentions.1": 1.0}}
+    kept = {
+        **recipe_of(studio.session, asked()),
+        "model": "some/xl",
+        "target_blocks": {"up_blocks.7.attentions.1": 1.0},
+    }
     with (
         pytest.warns(UserWarning, match=r"what is not here: --model some/xl\.$"),
         pytest.raises(Exception, match="up_blocks.7.attentions.1"),
@@ -366,8 +395,8 @@ def test_another_model_is_told_before_its_blocks_are_missed(studio, actions):
 
 
 def test_whole_sides_may_be_written_as_fractions():
-    values = {**empty_values(), "width": 64.0, "height": 128.0}
-    assert read_settings(values).size == (64, 128)
+    values = {**empty_values(), "reference": str(REFERENCE), "width": 64.0, "height": 128.0}
+    assert read_request(values).size == (64, 128)
 
 
 def empty_values() -> dict:
@@ -386,7 +415,16 @@ def empty_values() -> dict:
         "strength": 0.9,
     }
     more = {"prompt": "a heart", "target_blocks": "style", "scale": 1.0, "content_scale": "1.0", "preview": False}
-    return {**pictures, **weights, **others, **sampling, **more, "edges": True, "controlnet_scale": 0.6}
+    return {
+        **pictures,
+        **weights,
+        **others,
+        **sampling,
+        **more,
+        "edges": True,
+        "controlnet_scale": 0.6,
+        "reference_fit": "crop",
+    }
 
 
 @pytest.mark.parametrize(
@@ -401,7 +439,7 @@ def empty_values() -> dict:
         ({"style": "gone.safetensors"}, "^Style file: gone.safetensors: there is no such file"),
         ({"target_blocks": ""}, "Target blocks: expected NAME or NAME=SCALE"),
         ({"target_blocks": "stile"}, "Did you mean 'style'"),
-        ({"content_scale": "much"}, "Amount: expected a number, got 'much'"),
+        ({"content_scale": "much"}, "Amount: expected a number or \"auto\", got 'much'"),
         ({"width": 65}, "Size: expected WxH"),
         ({"width": 64.5}, "Size: expected WxH .* got '64.5x64'"),
         ({"steps": None}, "^steps: expected a number, got none"),
@@ -412,9 +450,10 @@ def empty_values() -> dict:
     ids=lambda value: str(value)[:40],
 )
 def test_mistakes_are_refused_before_anything_is_painted(studio, changes, says, monkeypatch):
-    monkeypatch.setattr(type(studio.pipe.unet), "forward", lambda *_, **__: pytest.fail("it was painted"))
-    with pytest.raises((ValueError, TypeError, OSError), match=says):
-        studio.paint(read_settings({**empty_values(), "reference": str(REFERENCE), **changes}))
+    monkeypatch.setattr(type(studio.session.pipe.unet), "forward", lambda *_, **__: pytest.fail("it was painted"))
+    with pytest.raises((ValueError, TypeError, OSError)) as caught:
+        studio.paint(read_requests({**empty_values(), "reference": str(REFERENCE), **changes}))
+    assert re.search(says, message(caught.value))
     assert not studio._lock.locked()
 
 
@@ -422,19 +461,21 @@ def test_a_style_of_another_family_is_refused(studio, tmp_path):
     path = tmp_path / "old.safetensors"
     style = studio.encode(asked())
     Style(style.tensors, replace(style.recipe, family="sd15")).save(path)
-    with pytest.raises(ValueError, match=r"^Style file: .*old.safetensors is of the family sd15, but --model tiny"):
-        studio.paint(asked(references=(), style=str(path)))
+    with pytest.raises(ValueError, match="family sd15") as caught:
+        studio.paint([asked(style=str(path))])
+    says = r"^Style file: .*old.safetensors is of the family sd15, but --model tiny"
+    assert re.match(says, message(caught.value))
 
 
 def test_what_cannot_be_encoded_is_refused(studio):
-    for settings in (
-        asked(references=(replace(asked().references[0], mask=half("left")),)),
+    for request in (
+        asked(style=(replace(asked().style[0], mask=half("left")),)),
         asked(style="a.safetensors"),
     ):
         with pytest.raises(ValueError, match="a style is made of pictures alone"):
-            studio.encode(settings)
+            studio.encode(request)
     with pytest.raises(ValueError, match="neither a picture nor a style file"):
-        studio.encode(asked(references=()))
+        read_request(empty_values())
 
 
 def test_a_controlnet_of_another_family_is_refused(monkeypatch):
@@ -442,19 +483,20 @@ def test_a_controlnet_of_another_family_is_refused(monkeypatch):
         config = type("Config", (), {"cross_attention_dim": 7})
 
     monkeypatch.setattr(session, "load_controlnet", lambda *_: Other)
-    with pytest.raises(ValueError, match="--controlnet: tiny takes text embeddings of width 7, but --model tiny has"):
-        Studio(demo_options())
+    with pytest.raises(ValueError, match="`controlnet`: tiny takes text embeddings of width 7, but `model` tiny has"):
+        Studio(MACHINE)
 
 
-def test_words_that_the_world_does_not_know_are_remarked_upon(studio):
-    assert studio.remarks(asked(content="a star")) == []
-    assert "does not know 'boat'" in studio.remarks(asked(prompt="a boat"))[0]
-    assert "nothing is removed from a style file" in studio.remarks(asked(style="a.safetensors", content="a star"))[0]
+def test_words_that_the_world_does_not_know_are_remarked_upon(actions):
+    values = {**empty_values(), "content": "a star"}
+    assert actions.remarks(values, asked(content="a star")) == []
+    assert "does not know 'boat'" in actions.remarks(values, asked(prompt="a boat"))[0]
+    assert "nothing is removed from a style file" in actions.remarks(values, asked(style="a.safetensors"))[0]
 
 
 def test_sliders_follow_presets_and_blocks(studio):
     assert studio.modes == ["style", "layout", "style+layout", "all"]
-    assert set(studio.scales(EVERYTHING).values()) == {1.0}
+    assert set(studio.scales((("all", 1.0),)).values()) == {1.0}
     style = studio.scales((("style", 0.5),))
     assert {scale for scale in style.values()} == {0.0, 0.5}
     (block, *_) = [name for name, scale in style.items() if scale]
@@ -596,7 +638,7 @@ def test_a_client_gets_the_studios_picture_with_its_recipe(client, studio):
         assert (levels(picture) == painted(studio, asked())).all()
     assert recipe.read_recipe(path) == kept
     assert kept["style"]["file"] == "reference.png"
-    assert kept["picture"] == {"index": 0, "prompt": "a heart", "seed": 5}
+    assert (kept["prompt"], kept["seed"]) == ("a heart", 5)
     assert re.fullmatch(r"Done in .* s, seed 5\.", status)
     steps = [re.sub("<.*>", "", output[2]).strip() for output in job.outputs()[:-1]]
     assert steps == [f"Step {number} of {STEPS}" for number in range(1, STEPS + 1)]
@@ -605,7 +647,7 @@ def test_a_client_gets_the_studios_picture_with_its_recipe(client, studio):
 
 def test_a_seed_is_drawn_when_it_is_asked_for(client):
     drawn = [client.predict(**quick(randomise=True, steps=1), api_name="/generate")[1] for _ in range(2)]
-    assert drawn[0]["picture"]["seed"] != drawn[1]["picture"]["seed"]
+    assert drawn[0]["seed"] != drawn[1]["seed"]
 
 
 def test_a_client_compares(client, studio):
@@ -665,7 +707,7 @@ def test_a_picture_is_repainted_where_it_is_painted_over(client):
         ({"style": ROOT / "README.md"}, "cannot be read as a style|Invalid file type"),
         ({"style": REFERENCE}, "cannot be read as a style|Invalid file type"),
         ({"target_blocks": "stile"}, "Did you mean 'style'"),
-        ({"content": "a star", "content_scale": "<b>"}, "expected a number, got '&lt;b&gt;'"),
+        ({"content": "a star", "content_scale": "<b>"}, "expected a number or \"auto\", got '&lt;b&gt;'"),
         ({"steps": 1000}, "1000 is greater than maximum value 100"),
     ],
     ids=lambda value: str(value)[-40:],
@@ -679,14 +721,14 @@ def test_a_client_is_told_what_is_wrong(client, changes, says):
 
 def test_what_a_client_cancels_ends(client, studio, monkeypatch):
     runs, hurry = [], threading.Event()
-    forward = type(studio.pipe.unet).forward
+    forward = type(studio.session.pipe.unet).forward
 
     def counted(*args, **kwargs):
         runs.append(1)
         hurry.wait(0.25)  # a run that is still going when the cancelling arrives
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(type(studio.pipe.unet), "forward", counted)
+    monkeypatch.setattr(type(studio.session.pipe.unet), "forward", counted)
     job = client.submit(**quick(steps=100), api_name="/generate")
     next(job)  # what the client has not heard of, it cannot cancel
     job.cancel()
@@ -705,9 +747,9 @@ def test_two_users_at_once_get_each_their_own(address, client, studio):
     users = [client, Client(address, verbose=False)]
     jobs = [user.submit(**words, api_name="/generate") for user, words in zip(users, asked_for, strict=True)]
     results = [job.result()[0][0]["image"] for job in jobs]
-    for path, settings in zip(results, (asked(), asked(prompt="a ring", target_blocks=EVERYTHING)), strict=True):
+    for path, request in zip(results, (asked(), asked(prompt="a ring", target_blocks="all")), strict=True):
         with Image.open(path) as picture:
-            assert (levels(picture) == painted(studio, settings)).all()
+            assert (levels(picture) == painted(studio, request)).all()
 
 
 # What is left behind
@@ -733,6 +775,6 @@ def test_a_comparison_that_is_stopped_leaves_the_other_methods_out(studio, stopp
         if stopped:
             stop.set()
 
-    found = studio.compare(asked(preview=False), tell, stop)
+    found = studio.compare(asked(), tell, stop)
     assert list(found) == list(METHODS[:1] if stopped else METHODS)
     assert {step.done > STEPS for step in told} == ({False} if stopped else {False, True})

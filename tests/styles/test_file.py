@@ -333,7 +333,7 @@ def test_a_hostile_file_is_refused(path: Path, name: str, monkeypatch: pytest.Mo
 def test_a_missing_file_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not asked for on the Hub, where "styles/ukiyo-e.safetensors" could be a stranger's repository."""
     with monkeypatch.context() as patch:
-        patch.setattr("instantstyle.styles.style._get_model_file", lambda *_, **__: pytest.fail("it was asked for"))
+        patch.setattr("instantstyle.core.checkpoint.hf_hub_download", lambda *_, **__: pytest.fail("it was asked for"))
         patch.chdir(path.parent.parent)
         for missing in (path, "styles/ukiyo-e.safetensors"):
             with pytest.raises(FileNotFoundError, match=f"`path_or_repo_id` '{missing}': there is no such file"):
