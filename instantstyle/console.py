@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+
+def escape_unknown_letters() -> None:
+    """Let standard output escape letters that it has not, as standard error does: on Windows a pipe has few."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def need(package: str, extra: str, why: str) -> None:

@@ -19,7 +19,7 @@ from instantstyle.commands.options import (
     of,
     option,
 )
-from instantstyle.console import one_line
+from instantstyle.console import escape_unknown_letters, one_line
 from instantstyle.inference.request import GUIDANCE, STEPS, Machine, Request, told
 from instantstyle.inference.values import Count, Number, Numbers, Port, Seed
 from instantstyle.version import __version__
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a user's mistake (told in one line on standard error), 130 after an interrupt.
     """
+    escape_unknown_letters()
     try:
         options = read(argv)
         # Imported here, so that the words of the command line need not wait for it.
