@@ -34,10 +34,13 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, is_valid_image
 from diffusers.models.attention_processor import (
+    AttnProcessor,
     AttnProcessor2_0,
+    FusedAttnProcessor2_0,
     IPAdapterAttnProcessor,
     IPAdapterAttnProcessor2_0,
     IPAdapterXFormersAttnProcessor,
+    SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
@@ -251,6 +254,92 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+# --- Reference pictures that are not square, fitted to the square that an image encoder sees -------------------------
+
+
+FITS = ("crop", "pad", "squash", "tiles")
+
+
+def check_fit(fit: Any, pictures: Any, name: str) -> None:
+    """Refuse a fit that is none, or that these pictures cannot have; say what the host's own cuts off.
+
+    Args:
+        fit: `reference_fit`.
+        pictures: nested lists, or None.
+        name: the argument that gave the pictures, for errors.
+
+    Raises:
+        ValueError: no such fit, or no pictures.
+        TypeError: a picture is an array or a tensor, of which only the host's fit is taken.
+    """
+    if fit not in FITS:
+        raise ValueError(f"`reference_fit` must be one of {', '.join(map(repr, FITS))}, but is {fit!r}.")
+    if fit != "crop" and pictures is None:
+        raise ValueError(f"`reference_fit` is about `{name}`, which is missing.")
+    for picture in flatten(pictures):
+        is_image = hasattr(picture, "getexif")
+        if fit != "crop" and not is_image:
+            came = type(picture).__name__
+            raise TypeError(f"`reference_fit` {fit!r} needs PIL images in `{name}`, but it holds a {came}.")
+        if fit == "crop" and is_image:
+            _say_what_is_cut(*picture.size)
+
+
+@functools.cache  # once for each size
+def _say_what_is_cut(width: int, height: int) -> None:
+    if width != height:
+        cut = 1 - min(width, height) / max(width, height)
+        logging.getLogger(__name__).warning(
+            f"A reference of {width} x {height} is cropped to its middle square: {cut:.0%} of it, at two edges, "
+            "has no influence. With `reference_fit` 'pad', 'squash' or 'tiles' all of it has."
+        )
+
+
+def squares(picture: Any, fit: str, encoder: Any, extractor: Any) -> list[Any]:
+    """The square pictures whose embeddings, as a mean, stand for this one.
+
+    Args:
+        picture: a PIL image.
+        fit: "pad" with the mean colour of the encoder's training, which it sees as zeros; "squash" to its side;
+            "tiles": squares of the shorter side from end to end, each overlapping the next by a half or more; "crop"
+            leaves the picture to the host.
+        encoder, extractor: the image encoder and its feature extractor.
+    """
+    (width, height), side = picture.size, encoder.config.image_size
+    longer, shorter = max(width, height), min(width, height)
+    if fit == "crop" or width == height:
+        return [picture]
+    picture = picture.convert("RGB")
+    if fit == "squash":
+        return [picture.resize((side, side))]
+    if fit == "pad":
+        square = picture.resize((longer, longer))
+        square.paste(tuple(round(255 * mean) for mean in extractor.image_mean), (0, 0, longer, longer))
+        square.paste(picture, ((longer - width) // 2, (longer - height) // 2))
+        return [square]
+    last = math.ceil(2 * (longer - shorter) / shorter)
+    starts = [round(i * (longer - shorter) / last) for i in range(last + 1)]
+    corners = [(start, 0) if width > height else (0, start) for start in starts]
+    return [picture.crop((x, y, x + shorter, y + shorter)) for x, y in corners]
+
+
+def mean_of_squares(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Embeddings of pictures from those of their squares: of the last row, the conditional, the mean.
+
+    Args:
+        rows: shape `(1 or 2, squares, ...)`.
+        counts: the number of squares of each picture.
+
+    Returns:
+        Shape `(1 or 2, pictures, ...)`.
+    """
+    if len(counts) == rows.shape[1]:
+        return rows
+    parts = rows.split(list(counts), dim=1)
+    means = [torch.cat([part[:-1, :1], part[-1:].float().mean(1, keepdim=True).to(part.dtype)]) for part in parts]
+    return torch.cat(means, dim=1)
+
+
 # --- Private names of diffusers: fetched when needed; where one is gone, only what needs it is refused ---------------
 
 
@@ -324,6 +413,23 @@ def face_loras(unet: Any, tensors: list[dict[str, torch.Tensor]]) -> dict[int, d
         return {}
     convert = private(unet, "_load_ip_adapter_loras", "The LoRA of a FaceID adapter")
     return convert([{"ip_adapter": one} for one in tensors])
+
+
+CASTING = "_skip_layerwise_casting_patterns"
+
+
+def keep_from_casting(unet: Any, patterns: Sequence[str]) -> Any:
+    """Have layerwise casting leave modules of these names alone. Gives what `leave_to_casting` needs to undo that."""
+    before = vars(unet).get(CASTING)
+    setattr(unet, CASTING, [*(getattr(unet, CASTING, None) or ()), *patterns])
+    return before
+
+
+def leave_to_casting(unet: Any, before: Any) -> None:
+    """Undo `keep_from_casting`."""
+    vars(unet).pop(CASTING, None)
+    if before is not None:
+        setattr(unet, CASTING, before)
 
 
 def disable_offloading(pipe: Any) -> tuple[bool, bool, bool]:
@@ -573,6 +679,101 @@ def first_linear(layer: nn.Module) -> nn.Linear:
     return next(module for module in layer.modules() if isinstance(module, nn.Linear))
 
 
+# --- Offloading, suspended while modules change ----------------------------------------------------------------------
+
+
+@contextmanager
+def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
+    """Without the hooks of model, sequential and group offloading, which come back as they were."""
+    if not needed:
+        yield
+        return
+    # What is loaded under these hooks they do not place (diffusers issue 3922).
+    before, device = modules(pipe), offload_device(pipe)
+    by_model, sequential, by_group = disable_offloading(pipe)
+    put = group_offloading(bare_unet(pipe)) if by_group else None
+    try:
+        yield
+    finally:
+        if by_model:
+            pipe.enable_model_cpu_offload(device=device)
+        elif sequential:
+            pipe.enable_sequential_cpu_offload(device=device)
+        elif put is not None:
+            for name, module in modules(pipe).items():
+                put(module, name not in before)
+
+
+def modules(pipe: Any) -> dict[str, nn.Module]:
+    """The components of a pipeline that are modules."""
+    return {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
+
+
+# --- Services of the host that swap attention processors or cast weights, and an adapter that is to outlive them -----
+
+
+# What slicing, fused projections and the like put on every attention of a UNet. None of them can take image tokens
+# (diffusers 7263, 8863, 9901).
+PLAIN = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+
+# What layerwise casting leaves alone, as it does norms: the host's image projection casts its input to the type in
+# which its weights are stored.
+UNCAST = (r"^encoder_hid_proj\.image_projection_layers\.", r"\.processor\.to_[kv]_ip\.")
+
+
+def is_displaced(unet: Any) -> bool:
+    """Whether a service put its processors in the place of an adapter's."""
+    state = unet.__dict__.get("_instantstyle")
+    ours = state.processors if state is not None and state.projection is unet.encoder_hid_proj else ()
+    return any(type(attention(unet, layer).processor) in PLAIN for layer in ours)
+
+
+def mend_unfusing(unet: Any, state: Any) -> None:
+    """Let `unfuse_qkv_projections` leave what it would without the adapter of this `AdapterState`."""
+    # It puts back what `fuse_qkv_projections` found, the adapter's own too, and wants one for each attention there is.
+    found = unet.__dict__.get("original_attn_processors")
+    if found:
+        own = {f"{layer}.attn2.processor": layer for layer in state.processors}
+        plain = {n: state.plain[layer] for n, layer in own.items() if found.get(n) is state.processors[layer]}
+        known = found | plain
+        unet.original_attn_processors = {name: known.get(name, now) for name, now in unet.attn_processors.items()}
+
+
+def check_whole(unet: Any, projection: Any) -> None:
+    """Raise ValueError where a service left what another loader had put on this UNet unfit to run."""
+    if projection is not unet.encoder_hid_proj:  # a modular pipeline puts it there while the UNet runs
+        return
+    for layer in text_layers(unet):
+        kind = type(attention(unet, layer).processor)
+        if kind in PLAIN:
+            raise ValueError(
+                f"The IP-Adapter on this UNet lost its weights for {layer!r}: {kind.__name__} was put in their place. "
+                "Call `load_ip_adapter` again; what an InstantStyle pipeline has loaded outlives that."
+            )
+    for parameter in projection.parameters():
+        if parameter.dtype.itemsize == 1:
+            raise ValueError(
+                f"The IP-Adapter on this UNet was cast to {parameter.dtype}, in which its projection cannot run. "
+                "Call `load_ip_adapter` again; what an InstantStyle pipeline has loaded is not cast."
+            )
+
+
+@contextmanager
+def naming_strangers(unet: Any) -> Iterator[None]:
+    """Name a processor of the user's that fails on what an adapter has it given: text and image tokens, as a tuple."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        strangers = [layer for layer in text_layers(unet) if layer not in ip_processors(unet)]
+        if not strangers:
+            raise
+        kind = type(attention(unet, strangers[0]).processor).__name__
+        raise RuntimeError(
+            f"The attention processor {kind} at {strangers[0]!r} failed. While an IP-Adapter is loaded it is given "
+            "text and image tokens, as a tuple. Set one that takes both, or call `unload_ip_adapter` first."
+        ) from error
+
+
 # --- The adapter on a UNet: built, attached, detached, and its weights fetched ---------------------------------------
 
 
@@ -587,8 +788,10 @@ class AdapterState:
     # Per adapter the targets that `load_ip_adapter` or `set_target_blocks` chose: a dict of scales replaces those in
     # force, and a number brings these back.
     chosen: list[dict[str, Scale]] = field(default_factory=list)
+    processors: dict[str, Any] = field(default_factory=dict)  # its own; a service of the host may put others there
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
+    uncast: Any = None  # what the user has layerwise casting leave alone on this UNet
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
     # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
@@ -599,12 +802,17 @@ class AdapterState:
 
 
 def adapter_state(unet: Any) -> AdapterState | None:
-    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all"."""
+    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all".
+
+    Where a service of the host put other processors in the place of the adapter's, these are back afterwards.
+    """
     projection = unet.encoder_hid_proj
     if not hasattr(projection, "image_projection_layers"):
         return None
     state = unet.__dict__.get("_instantstyle")
     if state is not None and state.projection is projection:
+        if is_displaced(unet):
+            attach(unet, state, detach(unet, state))
         return state
     processors = ip_processors(unet)
     text_proj = getattr(unet, "text_encoder_hid_proj", None)
@@ -616,7 +824,8 @@ def adapter_state(unet: Any) -> AdapterState | None:
         files=[None] * count,
         targets=targets,
         chosen=targets,
-        scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        scales=[inside[0] if inside and all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        processors=processors,
         plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
     )
@@ -687,6 +896,7 @@ def _check_fit(unet: Any, file: AdapterFile) -> None:
 def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> None:
     """Put an adapter on a UNet without one, in the UNet's attention backend and dtype."""
     attentions = {layer: attention(unet, layer) for layer in processors}
+    state.processors = dict(processors)
     state.plain = {layer: attn.processor for layer, attn in attentions.items()}
     state.hid_proj = (unet.encoder_hid_proj, getattr(unet.config, "encoder_hid_dim_type", None))
     dtype = unet.dtype  # it walks all modules
@@ -694,24 +904,40 @@ def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Non
         if is_xformers(processor) != is_xformers(state.plain[layer]):  # switched on or off meanwhile
             old, processor = processor, make_processor(attentions[layer], processor.num_tokens, state.plain[layer])
             processor.scale, processor.to_k_ip, processor.to_v_ip = old.scale, old.to_k_ip, old.to_v_ip
-        attentions[layer].set_processor(processor.to(dtype=dtype))
+            state.processors[layer] = processor
+        _place(attentions[layer], processor.to(dtype=dtype))
+    for module in state.projection.modules():  # services reach its attentions too, and fused projections fail there
+        if hasattr(module, "set_processor"):
+            module.set_processor(AttnProcessor2_0())
     if state.hid_proj[1] == "text_proj":  # Kolors' text projection, which the host looks for here
         unet.text_encoder_hid_proj = unet.encoder_hid_proj
     unet.encoder_hid_proj = state.projection.to(dtype=dtype)
     unet.config.encoder_hid_dim_type = "ip_image_proj"
     unet._instantstyle = state
+    state.uncast = keep_from_casting(unet, UNCAST)
+    mend_unfusing(unet, state)
+
+
+def _place(attn: Any, processor: Any) -> None:
+    device = next(attn.parameters()).device
+    if device.type != "meta":  # sequential offloading has the weights
+        processor.to(device)  # where the UNet went while a service had taken this off it
+    attn.set_processor(processor)
 
 
 def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
     """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
-    processors = ip_processors(unet)
-    for layer in processors:
-        attention(unet, layer).set_processor(state.plain[layer])
+    for layer, processor in state.processors.items():
+        attn = attention(unet, layer)
+        if attn.processor is processor:
+            attn.set_processor(state.plain[layer])
     unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
     if hasattr(unet, "text_encoder_hid_proj"):
         del unet.text_encoder_hid_proj
     unet.__dict__.pop("_instantstyle", None)
-    return processors
+    leave_to_casting(unet, state.uncast)
+    mend_unfusing(unet, state)
+    return state.processors
 
 
 @contextmanager
@@ -858,9 +1084,17 @@ def placeholders(state: AdapterState) -> list[torch.Tensor]:
     return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
 
 
+def loaded(pipe: Any) -> AdapterState | None:
+    """What `adapter_state` gives for a pipeline's UNet, offloaded as the rest of it is."""
+    displaced = is_displaced(bare_unet(pipe))
+    state = adapter_state(bare_unet(pipe))
+    with offloading_suspended(pipe, displaced):  # hooks that were put on meanwhile have missed what was displaced
+        return state
+
+
 def adapter_to_change(pipe: Any) -> AdapterState | None:
     """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
-    state = adapter_state(bare_unet(pipe))
+    state = loaded(pipe)
     if state is not None and state.standing is not None:
         raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
     return state
@@ -1040,36 +1274,6 @@ def _check_leaf(leaf: Any, name: str, prompted: bool, width: int) -> None:
         raise ValueError(f"`{name}` must have the shape ({width},) or (1, {width}), but has {tuple(leaf.shape)}.")
     if not prompted and not (torch.isfinite(leaf).all() and leaf.any()):
         raise ValueError(f"`{name}` is zero or not finite. Pass None to remove nothing.")
-
-
-# --- Offloading, suspended while modules change ----------------------------------------------------------------------
-
-
-@contextmanager
-def offloading_suspended(pipe: Any, needed: bool = True) -> Iterator[None]:
-    """Without the hooks of model, sequential and group offloading, which come back as they were."""
-    if not needed:
-        yield
-        return
-    # What is loaded under these hooks they do not place (diffusers issue 3922).
-    before, device = modules(pipe), offload_device(pipe)
-    by_model, sequential, by_group = disable_offloading(pipe)
-    put = group_offloading(bare_unet(pipe)) if by_group else None
-    try:
-        yield
-    finally:
-        if by_model:
-            pipe.enable_model_cpu_offload(device=device)
-        elif sequential:
-            pipe.enable_sequential_cpu_offload(device=device)
-        elif put is not None:
-            for name, module in modules(pipe).items():
-                put(module, name not in before)
-
-
-def modules(pipe: Any) -> dict[str, nn.Module]:
-    """The components of a pipeline that are modules."""
-    return {name: module for name, module in pipe.components.items() if isinstance(module, nn.Module)}
 
 
 # --- IP-Adapters, loaded: checkpoints, image encoder and LoRAs, all checked before anything changes ------------------
@@ -1253,6 +1457,7 @@ class Call:
     content: Content | torch.Tensor
     content_name: str
     content_scale: float | str
+    fit: str
     rows: list[torch.Tensor] = field(default_factory=list)  # per adapter, as the host gets them
 
     @property
@@ -1287,8 +1492,9 @@ def plan_call(
     """What a call asks for, checked, and its targets where they are not those in force. Nothing is changed."""
     standing = None if state is None else state.standing
     if standing is not None:
-        amount = None if neg_content_scale == 1.0 else neg_content_scale
-        _refuse_beside_style({**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": amount})
+        given = {**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": neg_content_scale}
+        defaults = {"neg_content_scale": 1.0, "reference_fit": "crop"}
+        _refuse_beside_style({n: value for n, value in given.items() if n not in defaults or value != defaults[n]})
     call = read_call(pipe, arguments, state, neg_content_scale=neg_content_scale, **ours)
     targets = None if target_blocks is None else resolve_each(target_blocks, bare_unet(pipe), state)
     if standing is not None:
@@ -1308,6 +1514,7 @@ def read_call(
     neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
     neg_content_scale: float | str = 1.0,
     ip_adapter_image_per_prompt: bool = False,
+    reference_fit: str = "crop",
 ) -> Call:
     """What a call asks for, checked, by the host's arguments and ours. Nothing is changed."""
     if neg_content_prompt is not None and neg_content_embeds is not None:
@@ -1320,13 +1527,17 @@ def read_call(
         content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
         content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
         content_scale=neg_content_scale,
+        fit=reference_fit,
     )
+    check_fit(call.fit, call.pictures, "ip_adapter_image")
     if call.pictures is not None and component(pipe, "image_encoder") is None:
         raise ValueError(
             "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass its "
             "embeddings."
         )
     _check_removal(pipe, call, state)
+    if state is not None:
+        check_whole(bare_unet(pipe), state.projection)
     return call
 
 
@@ -1417,7 +1628,16 @@ def _eight_bits(picture: Any) -> Any:
     return picture.convert("I").point(lambda value: value / 256).convert("L")
 
 
-def host_form(pictures: Any, per_prompt: bool) -> Any:
+def host_pictures(pipe: Any, call: Call) -> tuple[list[Any], list[list[int]]]:
+    """The references of a call as the host takes them, and for each adapter how many squares each of them became."""
+    if call.fit == "crop":
+        return [_host_form(pictures, call.per_prompt) for pictures in call.pictures or []], []
+    towers = pipe.image_encoder, pipe.feature_extractor
+    tiled = [[squares(one, call.fit, *towers) for one in flatten(pictures)] for pictures in call.pictures or []]
+    return [flatten(adapter) for adapter in tiled], [list(map(len, adapter)) for adapter in tiled]
+
+
+def _host_form(pictures: Any, per_prompt: bool) -> Any:
     flat = flatten(pictures) if per_prompt else pictures
     tensors = per_prompt and all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat)
     return torch.cat(flat) if tensors else flat
@@ -1549,7 +1769,7 @@ def processors_kept(unet: Any) -> Iterator[None]:
 
 def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
     names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
-    for name in (*names, "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
+    for name in (*names, "reference_fit", "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
         if arguments.get(name) is not None and arguments[name] is not False:
             raise ValueError(
                 f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
@@ -1563,12 +1783,9 @@ def check_style_scale(style: Any, scale: Any) -> None:
 
 
 @torch.no_grad()
-def embed_reference(
-    pipe: Any, neg_content_prompt: Content, neg_content_scale: float | str, **reference: Any
-) -> torch.Tensor:
+def embed_reference(pipe: Any, ip_adapter_image: list[Images], **ours: Any) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
-    content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
-    call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
+    call = read_call(pipe, {"ip_adapter_image": ip_adapter_image}, loaded(pipe), **ours)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
         (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)
@@ -1685,6 +1902,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         ip_adapter_image_per_prompt: bool = False,
+        reference_fit: str = "crop",
         style: Any = None,
         style_scale: float | Sequence[Any] = 1.0,
         **kwargs: Any,
@@ -1701,6 +1919,8 @@ class InstantStyleMixin(_Host):
             ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
                 reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
                 prompts, doubled under guidance.
+            reference_fit: what becomes of a reference that is not square: "crop" keeps its middle, as the host does,
+                "pad" adds edges, "squash" distorts, "tiles" takes the mean of the embeddings of overlapping squares.
             style: a `Style` in place of a reference; a tuple of them, combined in one picture; or a list with one of
                 these for each prompt. `ip_adapter_masks` say where each of a tuple goes, as for adapters.
             style_scale: a number for all, or numbers nested as `style` is. It multiplies the style's own scales.
@@ -1715,18 +1935,21 @@ class InstantStyleMixin(_Host):
             "neg_content_prompt": neg_content_prompt,
             "neg_content_embeds": neg_content_embeds,
             "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
+            "reference_fit": reference_fit,
         }
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
                 built = style_adapter(unet, style, style_scale, execution_device(self))
                 stack.enter_context(attached(unet, *built))
-            state = adapter_state(unet)
+            state = loaded(self)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
                 arguments["ip_adapter_image_embeds"] = call.embeds or placeholders(state)
             arguments |= cut_with_guidance(arguments, call)
             stack.enter_context(processors_kept(unet))
+            if state is not None:
+                stack.enter_context(naming_strangers(unet))
             if state is not None and targets is not None:
                 stack.enter_context(targets_for_call(self, state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
@@ -1753,6 +1976,7 @@ class InstantStyleMixin(_Host):
             ValueError: embeddings of another number of rows, or content of another nesting.
         """
         call, guided = self._instantstyle_call, do_classifier_free_guidance
+        counts: list[list[int]] = []  # with fitted references: for each adapter, of how many squares each is made
         prepare = super().prepare_ip_adapter_image_embeds
         if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
@@ -1761,11 +1985,13 @@ class InstantStyleMixin(_Host):
         elif call.embeds is not None:
             call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
-            ip_adapter_image = [host_form(pictures, call.per_prompt) for pictures in call.pictures]
+            ip_adapter_image, counts = host_pictures(self, call)
         # Content first: with model offloading the text tower leaves the device when the image tower comes.
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
+        if counts:
+            embeds = [mean_of_squares(rows, count) for rows, count in zip(embeds, counts, strict=True)]
         parts = zip(embeds, content, strict=True)
         call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
@@ -1777,6 +2003,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | None = None,
         weights: Sequence[float] | None = None,
+        reference_fit: str = "crop",
     ) -> Any:
         """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
 
@@ -1787,6 +2014,8 @@ class InstantStyleMixin(_Host):
             target_blocks: the blocks that see it (see `set_target_blocks`), at the scale that is set. By default those
                 in force.
             weights: a number for each picture, divided by their sum. By default all count the same.
+            reference_fit: what becomes of a picture that is not square: "crop", "pad", "squash" or "tiles", as in a
+                call.
 
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
@@ -1917,7 +2146,7 @@ class InstantStyleMixin(_Host):
     @property
     def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        state = adapter_state(bare_unet(self))
+        state = loaded(self)
         if state is None:
             return None
         found = in_force(bare_unet(self), state)
@@ -1974,9 +2203,8 @@ class InstantStyleMixin(_Host):
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
-                    state, processors = adapter
-                    copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
-                    attach(unet, copied, copy.deepcopy(processors))
+                    copied = replace(adapter[0], projection=copy.deepcopy(adapter[0].projection))
+                    attach(unet, copied, copy.deepcopy(adapter[1]))
                 if "_instantstyle_content" in source.__dict__:
                     unet._instantstyle_content = source._instantstyle_content
         return new

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from instantstyle.pipelines.auto import register
+
 
 if TYPE_CHECKING:
     from instantstyle.core import (
@@ -54,6 +56,8 @@ __all__ = [
     "remove_content",
     "with_instantstyle",
 ]
+
+register()
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,7 @@ from .blocks import (
 from .call import Call, Images, check_style_scale, embed_reference, plan_call, read_call, upright
 from .checkpoint import AdapterFile, find_file
 from .content import remove_content
+from .fit import FITS, check_fit, mean_of_squares, squares
 from .hosts import plugin_file, write_code
 from .nesting import Content
 from .offloading import modules, offloading_suspended
@@ -41,6 +42,7 @@ from .processors import MutedProjection, attention, bare_unet, ip_processors, ma
 
 
 __all__ = [
+    "FITS",
     "AdapterFile",
     "AdapterState",
     "Call",
@@ -58,6 +60,7 @@ __all__ = [
     "attention",
     "attention_blocks",
     "bare_unet",
+    "check_fit",
     "check_number",
     "check_style_scale",
     "component",
@@ -69,6 +72,7 @@ __all__ = [
     "find_file",
     "ip_processors",
     "make_processor",
+    "mean_of_squares",
     "modules",
     "offloading_suspended",
     "plan_call",
@@ -80,6 +84,7 @@ __all__ = [
     "resolve_each",
     "resolve_target_blocks",
     "scales_at",
+    "squares",
     "style_adapter",
     "text_layers",
     "times",

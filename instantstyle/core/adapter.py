@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from torch import nn
 
 from .blocks import Scale, TargetBlocks, presets, resolve_target_blocks, text_layers, times
 from .checkpoint import AdapterFile
 from .nesting import flatten
-from .private import image_projection
+from .offloading import offloading_suspended
+from .private import image_projection, keep_from_casting, leave_to_casting
 from .processors import (
     MutedProjection,
     attention,
@@ -27,6 +29,7 @@ from .processors import (
     make_processor,
     plain_processor,
 )
+from .services import UNCAST, is_displaced, mend_unfusing
 
 
 @dataclass
@@ -40,8 +43,10 @@ class AdapterState:
     # Per adapter the targets that `load_ip_adapter` or `set_target_blocks` chose: a dict of scales replaces those in
     # force, and a number brings these back.
     chosen: list[dict[str, Scale]] = field(default_factory=list)
+    processors: dict[str, Any] = field(default_factory=dict)  # its own; a service of the host may put others there
     plain: dict[str, Any] = field(default_factory=dict)  # the processors that it replaced
     hid_proj: tuple[nn.Module | None, str | None] = (None, None)
+    uncast: Any = None  # what the user has layerwise casting leave alone on this UNet
     brought: dict[str, weakref.ref] = field(default_factory=dict)  # the components that came with it
     # Embeddings for a number of prompts, where a call brings none: row numbers, with styles.
     standing: Callable[[int], list[torch.Tensor]] | None = None
@@ -52,12 +57,17 @@ class AdapterState:
 
 
 def adapter_state(unet: Any) -> AdapterState | None:
-    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all"."""
+    """The record of what is loaded on a UNet, or None. An adapter that another loader put there is "all".
+
+    Where a service of the host put other processors in the place of the adapter's, these are back afterwards.
+    """
     projection = unet.encoder_hid_proj
     if not hasattr(projection, "image_projection_layers"):
         return None
     state = unet.__dict__.get("_instantstyle")
     if state is not None and state.projection is projection:
+        if is_displaced(unet):
+            attach(unet, state, detach(unet, state))
         return state
     processors = ip_processors(unet)
     text_proj = getattr(unet, "text_encoder_hid_proj", None)
@@ -69,7 +79,8 @@ def adapter_state(unet: Any) -> AdapterState | None:
         files=[None] * count,
         targets=targets,
         chosen=targets,
-        scales=[inside[0] if all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        scales=[inside[0] if inside and all(scale == inside[0] for scale in inside) else 1.0 for inside in scales],
+        processors=processors,
         plain={layer: plain_processor(processor) for layer, processor in processors.items()},
         hid_proj=(text_proj, None if text_proj is None else "text_proj"),
     )
@@ -140,6 +151,7 @@ def _check_fit(unet: Any, file: AdapterFile) -> None:
 def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> None:
     """Put an adapter on a UNet without one, in the UNet's attention backend and dtype."""
     attentions = {layer: attention(unet, layer) for layer in processors}
+    state.processors = dict(processors)
     state.plain = {layer: attn.processor for layer, attn in attentions.items()}
     state.hid_proj = (unet.encoder_hid_proj, getattr(unet.config, "encoder_hid_dim_type", None))
     dtype = unet.dtype  # it walks all modules
@@ -147,24 +159,40 @@ def attach(unet: Any, state: AdapterState, processors: Mapping[str, Any]) -> Non
         if is_xformers(processor) != is_xformers(state.plain[layer]):  # switched on or off meanwhile
             old, processor = processor, make_processor(attentions[layer], processor.num_tokens, state.plain[layer])
             processor.scale, processor.to_k_ip, processor.to_v_ip = old.scale, old.to_k_ip, old.to_v_ip
-        attentions[layer].set_processor(processor.to(dtype=dtype))
+            state.processors[layer] = processor
+        _place(attentions[layer], processor.to(dtype=dtype))
+    for module in state.projection.modules():  # services reach its attentions too, and fused projections fail there
+        if hasattr(module, "set_processor"):
+            module.set_processor(AttnProcessor2_0())
     if state.hid_proj[1] == "text_proj":  # Kolors' text projection, which the host looks for here
         unet.text_encoder_hid_proj = unet.encoder_hid_proj
     unet.encoder_hid_proj = state.projection.to(dtype=dtype)
     unet.config.encoder_hid_dim_type = "ip_image_proj"
     unet._instantstyle = state
+    state.uncast = keep_from_casting(unet, UNCAST)
+    mend_unfusing(unet, state)
+
+
+def _place(attn: Any, processor: Any) -> None:
+    device = next(attn.parameters()).device
+    if device.type != "meta":  # sequential offloading has the weights
+        processor.to(device)  # where the UNet went while a service had taken this off it
+    attn.set_processor(processor)
 
 
 def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
     """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
-    processors = ip_processors(unet)
-    for layer in processors:
-        attention(unet, layer).set_processor(state.plain[layer])
+    for layer, processor in state.processors.items():
+        attn = attention(unet, layer)
+        if attn.processor is processor:
+            attn.set_processor(state.plain[layer])
     unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
     if hasattr(unet, "text_encoder_hid_proj"):
         del unet.text_encoder_hid_proj
     unet.__dict__.pop("_instantstyle", None)
-    return processors
+    leave_to_casting(unet, state.uncast)
+    mend_unfusing(unet, state)
+    return state.processors
 
 
 @contextmanager
@@ -311,9 +339,17 @@ def placeholders(state: AdapterState) -> list[torch.Tensor]:
     return [torch.zeros(*s, li.in_features, dtype=li.weight.dtype) for s, li in zip(shapes, linears, strict=True)]
 
 
+def loaded(pipe: Any) -> AdapterState | None:
+    """What `adapter_state` gives for a pipeline's UNet, offloaded as the rest of it is."""
+    displaced = is_displaced(bare_unet(pipe))
+    state = adapter_state(bare_unet(pipe))
+    with offloading_suspended(pipe, displaced):  # hooks that were put on meanwhile have missed what was displaced
+        return state
+
+
 def adapter_to_change(pipe: Any) -> AdapterState | None:
     """The record of what is loaded on a pipeline's UNet. Raises RuntimeError where a style is applied to it."""
-    state = adapter_state(bare_unet(pipe))
+    state = loaded(pipe)
     if state is not None and state.standing is not None:
         raise RuntimeError("A style is applied to this UNet. Leave its `with` before you turn to the adapter.")
     return state

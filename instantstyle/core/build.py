@@ -14,8 +14,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FILE = HERE.parents[1] / "pipeline_instantstyle.py"
 MODULES = (
-    *("blocks", "nesting", "private", "checkpoint", "processors", "adapter", "content", "offloading", "loading"),
-    *("targets", "call", "hosts", "pipeline"),
+    *("blocks", "nesting", "fit", "private", "checkpoint", "processors", "offloading", "services", "adapter"),
+    *("content", "loading", "targets", "call", "hosts", "pipeline"),
 )
 WIDTH = 119
 HEADER = """\

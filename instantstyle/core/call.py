@@ -14,12 +14,14 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, is_valid_image
 from diffusers.utils import load_image
 
-from .adapter import AdapterState, adapter_state, component, resolve_each
+from .adapter import AdapterState, component, loaded, resolve_each
 from .blocks import Scale, TargetBlocks, check_number, times
 from .content import check_content, remove_content
+from .fit import check_fit, squares
 from .nesting import Content, as_list, flatten, fold, nesting, spread, tree
 from .private import execution_device
 from .processors import bare_unet, first_linear
+from .services import check_whole
 
 
 Images: TypeAlias = PipelineImageInput | list[Any]  # for each adapter a picture, or a list of them
@@ -36,6 +38,7 @@ class Call:
     content: Content | torch.Tensor
     content_name: str
     content_scale: float | str
+    fit: str
     rows: list[torch.Tensor] = field(default_factory=list)  # per adapter, as the host gets them
 
     @property
@@ -70,8 +73,9 @@ def plan_call(
     """What a call asks for, checked, and its targets where they are not those in force. Nothing is changed."""
     standing = None if state is None else state.standing
     if standing is not None:
-        amount = None if neg_content_scale == 1.0 else neg_content_scale
-        _refuse_beside_style({**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": amount})
+        given = {**arguments, **ours, "target_blocks": target_blocks, "neg_content_scale": neg_content_scale}
+        defaults = {"neg_content_scale": 1.0, "reference_fit": "crop"}
+        _refuse_beside_style({n: value for n, value in given.items() if n not in defaults or value != defaults[n]})
     call = read_call(pipe, arguments, state, neg_content_scale=neg_content_scale, **ours)
     targets = None if target_blocks is None else resolve_each(target_blocks, bare_unet(pipe), state)
     if standing is not None:
@@ -91,6 +95,7 @@ def read_call(
     neg_content_embeds: torch.Tensor | Sequence[Any] | None = None,
     neg_content_scale: float | str = 1.0,
     ip_adapter_image_per_prompt: bool = False,
+    reference_fit: str = "crop",
 ) -> Call:
     """What a call asks for, checked, by the host's arguments and ours. Nothing is changed."""
     if neg_content_prompt is not None and neg_content_embeds is not None:
@@ -103,13 +108,17 @@ def read_call(
         content=neg_content_embeds if neg_content_prompt is None else neg_content_prompt,
         content_name="neg_content_embeds" if neg_content_prompt is None else "neg_content_prompt",
         content_scale=neg_content_scale,
+        fit=reference_fit,
     )
+    check_fit(call.fit, call.pictures, "ip_adapter_image")
     if call.pictures is not None and component(pipe, "image_encoder") is None:
         raise ValueError(
             "`ip_adapter_image` needs an image encoder, but the pipeline has none. Give it one, or pass its "
             "embeddings."
         )
     _check_removal(pipe, call, state)
+    if state is not None:
+        check_whole(bare_unet(pipe), state.projection)
     return call
 
 
@@ -200,7 +209,16 @@ def _eight_bits(picture: Any) -> Any:
     return picture.convert("I").point(lambda value: value / 256).convert("L")
 
 
-def host_form(pictures: Any, per_prompt: bool) -> Any:
+def host_pictures(pipe: Any, call: Call) -> tuple[list[Any], list[list[int]]]:
+    """The references of a call as the host takes them, and for each adapter how many squares each of them became."""
+    if call.fit == "crop":
+        return [_host_form(pictures, call.per_prompt) for pictures in call.pictures or []], []
+    towers = pipe.image_encoder, pipe.feature_extractor
+    tiled = [[squares(one, call.fit, *towers) for one in flatten(pictures)] for pictures in call.pictures or []]
+    return [flatten(adapter) for adapter in tiled], [list(map(len, adapter)) for adapter in tiled]
+
+
+def _host_form(pictures: Any, per_prompt: bool) -> Any:
     flat = flatten(pictures) if per_prompt else pictures
     tensors = per_prompt and all(isinstance(one, torch.Tensor) and one.ndim == 4 for one in flat)
     return torch.cat(flat) if tensors else flat
@@ -332,7 +350,7 @@ def processors_kept(unet: Any) -> Iterator[None]:
 
 def _refuse_beside_style(arguments: Mapping[str, Any]) -> None:
     names = ("ip_adapter_image", "ip_adapter_image_embeds", "ip_adapter_image_per_prompt", "target_blocks")
-    for name in (*names, "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
+    for name in (*names, "reference_fit", "neg_content_prompt", "neg_content_embeds", "neg_content_scale"):
         if arguments.get(name) is not None and arguments[name] is not False:
             raise ValueError(
                 f"`{name}` cannot go with a style, which was encoded from its own reference, for its own blocks, with "
@@ -346,12 +364,9 @@ def check_style_scale(style: Any, scale: Any) -> None:
 
 
 @torch.no_grad()
-def embed_reference(
-    pipe: Any, neg_content_prompt: Content, neg_content_scale: float | str, **reference: Any
-) -> torch.Tensor:
+def embed_reference(pipe: Any, ip_adapter_image: list[Images], **ours: Any) -> torch.Tensor:
     """Embeddings of one adapter's pictures, content removed: `(2, pictures, ...)`, unconditional first."""
-    content: dict[str, Any] = {"neg_content_prompt": neg_content_prompt, "neg_content_scale": neg_content_scale}
-    call = read_call(pipe, reference, adapter_state(bare_unet(pipe)), **content)
+    call = read_call(pipe, {"ip_adapter_image": ip_adapter_image}, loaded(pipe), **ours)
     before, pipe._instantstyle_call = pipe._instantstyle_call, call
     try:
         (rows,) = pipe.prepare_ip_adapter_image_embeds(None, None, execution_device(pipe), 1, True)

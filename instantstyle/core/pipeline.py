@@ -16,12 +16,12 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
 from .adapter import (
-    adapter_state,
     adapter_to_change,
     attach,
     attached,
     detach,
     detached,
+    loaded,
     placeholders,
     resolve_each,
     style_adapter,
@@ -37,7 +37,7 @@ from .call import (
     check_style_scale,
     cut_with_guidance,
     fit_rows,
-    host_form,
+    host_pictures,
     make_rows,
     plan_call,
     processors_kept,
@@ -45,12 +45,14 @@ from .call import (
 )
 from .checkpoint import hub_arguments, in_host_words
 from .content import encode_content, read_content_encoder
+from .fit import mean_of_squares
 from .hosts import check_host, class_entry, joint_signature, variant_name, write_code
 from .loading import load_adapters
 from .nesting import Content, as_list
 from .offloading import offloading_suspended
 from .private import execution_device
 from .processors import bare_unet
+from .services import naming_strangers
 from .targets import in_force, read_scales, retarget, targets_for_call
 
 
@@ -94,6 +96,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | Sequence[TargetBlocks] | None = None,
         ip_adapter_image_per_prompt: bool = False,
+        reference_fit: str = "crop",
         style: Any = None,
         style_scale: float | Sequence[Any] = 1.0,
         **kwargs: Any,
@@ -110,6 +113,8 @@ class InstantStyleMixin(_Host):
             ip_adapter_image_per_prompt: read `ip_adapter_image` as adapter -> prompt -> picture or pictures, one
                 reference for each prompt. `ip_adapter_image_embeds` need no flag: dimension 0 is 1 or the number of
                 prompts, doubled under guidance.
+            reference_fit: what becomes of a reference that is not square: "crop" keeps its middle, as the host does,
+                "pad" adds edges, "squash" distorts, "tiles" takes the mean of the embeddings of overlapping squares.
             style: a `Style` in place of a reference; a tuple of them, combined in one picture; or a list with one of
                 these for each prompt. `ip_adapter_masks` say where each of a tuple goes, as for adapters.
             style_scale: a number for all, or numbers nested as `style` is. It multiplies the style's own scales.
@@ -124,18 +129,21 @@ class InstantStyleMixin(_Host):
             "neg_content_prompt": neg_content_prompt,
             "neg_content_embeds": neg_content_embeds,
             "ip_adapter_image_per_prompt": ip_adapter_image_per_prompt,
+            "reference_fit": reference_fit,
         }
         check_style_scale(style, style_scale)
         with ExitStack() as stack:
             if style is not None:
                 built = style_adapter(unet, style, style_scale, execution_device(self))
                 stack.enter_context(attached(unet, *built))
-            state = adapter_state(unet)
+            state = loaded(self)
             call, targets = plan_call(self, arguments, state, target_blocks, neg_content_scale, **ours)
             if state is not None and call.pictures is None:
                 arguments["ip_adapter_image_embeds"] = call.embeds or placeholders(state)
             arguments |= cut_with_guidance(arguments, call)
             stack.enter_context(processors_kept(unet))
+            if state is not None:
+                stack.enter_context(naming_strangers(unet))
             if state is not None and targets is not None:
                 stack.enter_context(targets_for_call(self, state, targets))
             stack.callback(setattr, self, "_instantstyle_call", self._instantstyle_call)
@@ -162,6 +170,7 @@ class InstantStyleMixin(_Host):
             ValueError: embeddings of another number of rows, or content of another nesting.
         """
         call, guided = self._instantstyle_call, do_classifier_free_guidance
+        counts: list[list[int]] = []  # with fitted references: for each adapter, of how many squares each is made
         prepare = super().prepare_ip_adapter_image_embeds
         if call is None or call.rows:  # a callback of the call may ask for embeddings of its own
             return prepare(ip_adapter_image, ip_adapter_image_embeds, device, num_images_per_prompt, guided)
@@ -170,11 +179,13 @@ class InstantStyleMixin(_Host):
         elif call.embeds is not None:
             call.embeds = ip_adapter_image_embeds = fit_rows(call.embeds, call.prompts, guided)
         elif call.pictures is not None:
-            ip_adapter_image = [host_form(pictures, call.per_prompt) for pictures in call.pictures]
+            ip_adapter_image, counts = host_pictures(self, call)
         # Content first: with model offloading the text tower leaves the device when the image tower comes.
         contents = None if call.content is None else call.contents(guided)
         content = encode_content(self, contents, device)
         embeds = prepare(ip_adapter_image, ip_adapter_image_embeds, device, 1, guided)
+        if counts:
+            embeds = [mean_of_squares(rows, count) for rows, count in zip(embeds, counts, strict=True)]
         parts = zip(embeds, content, strict=True)
         call.rows = [make_rows(call, both, removed, num_images_per_prompt, guided) for both, removed in parts]
         return call.rows
@@ -186,6 +197,7 @@ class InstantStyleMixin(_Host):
         neg_content_scale: float | str = 1.0,
         target_blocks: TargetBlocks | None = None,
         weights: Sequence[float] | None = None,
+        reference_fit: str = "crop",
     ) -> Any:
         """Encode a reference once: a `Style` does what the reference would, without adapter and image encoder.
 
@@ -196,6 +208,8 @@ class InstantStyleMixin(_Host):
             target_blocks: the blocks that see it (see `set_target_blocks`), at the scale that is set. By default those
                 in force.
             weights: a number for each picture, divided by their sum. By default all count the same.
+            reference_fit: what becomes of a picture that is not square: "crop", "pad", "squash" or "tiles", as in a
+                call.
 
         Raises:
             ValueError, TypeError: an argument does not fit, or there is not exactly one IP-Adapter with its encoder.
@@ -326,7 +340,7 @@ class InstantStyleMixin(_Host):
     @property
     def target_blocks(self) -> dict[str, Scale] | list[dict[str, Scale]] | None:
         """The blocks in force as name -> scale, without zeros; a list of dicts with several adapters, None without."""
-        state = adapter_state(bare_unet(self))
+        state = loaded(self)
         if state is None:
             return None
         found = in_force(bare_unet(self), state)
@@ -383,9 +397,8 @@ class InstantStyleMixin(_Host):
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
-                    state, processors = adapter
-                    copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
-                    attach(unet, copied, copy.deepcopy(processors))
+                    copied = replace(adapter[0], projection=copy.deepcopy(adapter[0].projection))
+                    attach(unet, copied, copy.deepcopy(adapter[1]))
                 if "_instantstyle_content" in source.__dict__:
                     unet._instantstyle_content = source._instantstyle_content
         return new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,23 @@ def face_loras(unet: Any, tensors: list[dict[str, torch.Tensor]]) -> dict[int, d
         return {}
     convert = private(unet, "_load_ip_adapter_loras", "The LoRA of a FaceID adapter")
     return convert([{"ip_adapter": one} for one in tensors])
+
+
+CASTING = "_skip_layerwise_casting_patterns"
+
+
+def keep_from_casting(unet: Any, patterns: Sequence[str]) -> Any:
+    """Have layerwise casting leave modules of these names alone. Gives what `leave_to_casting` needs to undo that."""
+    before = vars(unet).get(CASTING)
+    setattr(unet, CASTING, [*(getattr(unet, CASTING, None) or ()), *patterns])
+    return before
+
+
+def leave_to_casting(unet: Any, before: Any) -> None:
+    """Undo `keep_from_casting`."""
+    vars(unet).pop(CASTING, None)
+    if before is not None:
+        setattr(unet, CASTING, before)
 
 
 def disable_offloading(pipe: Any) -> tuple[bool, bool, bool]:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from instantstyle.core import write_code
 from instantstyle.hub.card import write_card
-from instantstyle.hub.checkpoint import Checkpoint, Take, copy_checkpoint
+from instantstyle.hub.checkpoint import Checkpoint, Take, copy_checkpoint, parts
 from instantstyle.hub.gallery import write_gallery
 from instantstyle.pipelines import variants
 from instantstyle.version import require
 
 
 ANYONE = "someone/instantstyle"  # in the card's examples, where no name is given yet
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+BASE_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 
 
 def export(folder: str | os.PathLike[str], checkpoint: Checkpoint | None = None, bars: bool = False) -> Path:
@@ -85,14 +87,32 @@ def write_repository(
         ValueError: diffusers is too old for its modular blocks.
     """
     require("diffusers", (0, 40), "a repository, which holds blocks for Modular Diffusers,")
-    from instantstyle.pipelines.modular import InstantStyleXLBlocks
-
     written = write_variants(folder)
-    InstantStyleXLBlocks().save_pretrained(folder)
+    write_modular(folder, repo_id, revision, checkpoint)
     if checkpoint is not None:
         copy_checkpoint(checkpoint, folder, write_code(checkpoint.host, folder), take)
     widget = write_gallery(folder, bars)
     write_card(folder / "README.md", repo_id, revision, written, widget, checkpoint)
+
+
+def write_modular(folder: Path, repo_id: str, revision: str | None, checkpoint: Checkpoint | None) -> None:
+    """Write the blocks for Modular Diffusers, and the index that `ModularPipeline.from_pretrained` looks for.
+
+    It says where the components are: in the repository, if its checkpoint is of the blocks' family, or else in the
+    base model.
+    """
+    from instantstyle.pipelines.modular import InstantStyleXLBlocks
+
+    blocks = InstantStyleXLBlocks()
+    blocks.save_pretrained(folder)
+    pipe = blocks.init_pipeline()
+    own = checkpoint.index if checkpoint is not None and checkpoint.family == "sdxl" else {}
+    source = {"pretrained_model_name_or_path": repo_id if own else BASE, "revision": revision if own else None}
+    for name in pipe.config.keys() & set(parts(own) if own else BASE_PARTS):
+        library, kind, spec = pipe.config[name]
+        spec = spec | source | {"subfolder": name} | ({"type_hint": own[name]} if own else {})
+        pipe.register_to_config(**{name: (library, kind, spec)})
+    pipe.save_config(folder)
 
 
 def write_variants(folder: Path) -> dict[str, str]:

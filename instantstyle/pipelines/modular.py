@@ -8,9 +8,11 @@ while it runs and is as before in between. So there is nothing to undo at the en
 from __future__ import annotations
 
 import copy
+import functools
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from diffusers import __version__
 if tuple(map(int, __version__.split(".")[:2])) < (0, 40):
     raise ImportError(f"InstantStyle's modular blocks need diffusers 0.40 or newer, but {__version__} is installed.")
 
-from diffusers import AutoPipelineBlocks, StableDiffusionXLAutoBlocks
+from diffusers import AutoPipelineBlocks, StableDiffusionXLAutoBlocks, StableDiffusionXLModularPipeline
 from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLIPAdapterStep
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
@@ -39,6 +41,7 @@ from instantstyle.core import (
     attention,
     bare_unet,
     check_style_scale,
+    detached,
     execution_device,
     fetch,
     ip_processors,
@@ -70,7 +73,16 @@ OURS = (
     "neg_content_scale",
     "target_blocks",
     "ip_adapter_image_per_prompt",
+    "reference_fit",
 )
+
+# What the code beside saved blocks needs, in the Hub's form: diffusers compares it with what is installed.
+REQUIREMENTS = {
+    "diffusers": ">=0.40.0",
+    "huggingface_hub": ">=0.34.0",
+    "safetensors": ">=0.5.0",
+    "transformers": ">=4.55.0",
+}
 
 
 # --- The variant of a modular pipeline -------------------------------------------------------------------------------
@@ -192,6 +204,8 @@ def retargeted(
 class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
     """What `InstantStyleIPAdapterStep` runs with a reference picture."""
 
+    _requirements = REQUIREMENTS
+
     @property
     def description(self) -> str:
         """What documentation and user interfaces show."""
@@ -215,6 +229,11 @@ class InstantStyleReferenceStep(StableDiffusionXLIPAdapterStep):
                 "ip_adapter_image_per_prompt",
                 default=False,
                 description="Read `ip_adapter_image` as adapter -> prompt -> picture or pictures.",
+            ),
+            InputParam(
+                "reference_fit",
+                default="crop",
+                description='What becomes of a reference that is not square: "crop", "pad", "squash" or "tiles".',
             ),
             InputParam(
                 "neg_content_prompt",
@@ -317,6 +336,12 @@ class _SavedWithCode(ModularPipelineBlocks):
 
     variant_of = staticmethod(variant_of)
 
+    def init_pipeline(self, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Make a pipeline of these blocks, for the components of a repository or folder."""
+        source = pretrained_model_name_or_path
+        # The host keeps it in a configuration, which it writes as JSON.
+        return super().init_pipeline(None if source is None else os.fspath(source), *args, **kwargs)
+
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write `modular_config.json`, and beside it the code that its class entry names."""
         folder = Path(save_directory)
@@ -329,6 +354,24 @@ class _SavedWithCode(ModularPipelineBlocks):
         entry = {"ModularPipelineBlocks": f"modular_instantstyle.{type(self).__name__}"}
         self.register_to_config(auto_map=entry)
         super().save_config(save_directory, *args, **kwargs)
+
+
+def _saving_blocks(save_pretrained: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(save_pretrained)
+    def save(pipe: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        if not hasattr(pipe.blocks, "variant_of"):
+            return save_pretrained(pipe, save_directory, *args, **kwargs)
+        pipe.blocks.save_pretrained(save_directory)  # first: the host may send the folder to the Hub
+        with detached(bare_unet(pipe)) if pipe.components.get("unet") else nullcontext():
+            save_pretrained(pipe, os.fspath(save_directory), *args, **kwargs)
+
+    return save
+
+
+# The host saves a pipeline without its blocks, and where it finds none it loads its own, without a word.
+if not hasattr(StableDiffusionXLModularPipeline, "_instantstyle_saves"):  # saved code is this module once more
+    StableDiffusionXLModularPipeline._instantstyle_saves = StableDiffusionXLModularPipeline.save_pretrained
+    StableDiffusionXLModularPipeline.save_pretrained = _saving_blocks(StableDiffusionXLModularPipeline.save_pretrained)
 
 
 class InstantStyleIPAdapterStep(AutoPipelineBlocks, _SavedWithCode):
@@ -361,7 +404,8 @@ class InstantStyleXLBlocks(StableDiffusionXLAutoBlocks, _SavedWithCode):
 
     `InstantStyleXLBlocks().init_pipeline(model)` makes a pipeline. `InstantStyleXLBlocks().save_pretrained(folder)`
     writes the folder from which `ModularPipelineBlocks.from_pretrained(folder, trust_remote_code=True)` loads the
-    blocks, also where this package is not installed. Encoded styles need the package.
+    blocks, also where this package is not installed; a pipeline's `save_pretrained` writes them too, so that
+    `ModularPipeline.from_pretrained` loads it as it was. Encoded styles need the package.
     """
 
     block_classes = [

@@ -23,7 +23,7 @@ def describe(style: Style) -> str:
         ["image encoder", recipe.image_encoder],
         ["made with", ", ".join(f"{name} {version}" for name, version in recipe.versions.items())],
     ]
-    pictures = [["x".join(map(str, one.size)), f"{one.weight:g}", *removed(one)] for one in recipe.sources]
+    pictures = [[_size(one), f"{one.weight:g}", *removed(one)] for one in recipe.sources]
     counts: dict[tuple[str, float], int] = {}
     for layer, scale in recipe.scales.items():
         block = layer.partition(".transformer_blocks.")[0], scale
@@ -35,6 +35,10 @@ def describe(style: Style) -> str:
         table([["block", "layers", "scale"], *blocks], right=(1, 2)),
     ]
     return "\n\n".join(tables)
+
+
+def _size(source: Source) -> str:
+    return "x".join(map(str, source.size)) + ("" if source.fit == "crop" else f" ({source.fit})")
 
 
 def removed(source: Source) -> list[str]:

@@ -13,6 +13,7 @@ from instantstyle.core import (
     InstantStyleMixin,
     adapter_to_change,
     bare_unet,
+    check_fit,
     component,
     embed_reference,
     ip_processors,
@@ -36,25 +37,26 @@ def encode(
     neg_content_scale: float | str = 1.0,
     target_blocks: Any = None,
     weights: Sequence[float] | None = None,
+    reference_fit: str = "crop",
 ) -> Style:
     """Encode a reference once: see `InstantStyleMixin.encode_style`, which is this function.
 
     Args:
         pipe: A variant with one IP-Adapter and its image encoder.
-        image, neg_content_prompt, neg_content_scale, target_blocks, weights: See there.
+        image, neg_content_prompt, neg_content_scale, target_blocks, weights, reference_fit: See there.
     """
     adapter_to_change(pipe)
     unet = bare_unet(pipe)
     state, pictures = one_adapter(unet), _pictures(image)
+    check_fit(reference_fit, pictures, "image")
     contents = _one_each(neg_content_prompt, len(pictures))
     parts = shares(weights, len(pictures), "`image`")
     scales = scales_for(unet, state, target_blocks)
     if component(pipe, "image_encoder") is None:
         raise ValueError("`image` needs an image encoder, but the pipeline has none. `load_ip_adapter` brings one.")
-    pixels = [pipe.feature_extractor(one, return_tensors="pt").pixel_values for one in pictures]
-    amount: dict[str, Any] = {"neg_content_scale": neg_content_scale}
-    for one, text in zip(pixels, contents, strict=True):  # all of them before the first is encoded
-        read_call(pipe, {"ip_adapter_image": [one]}, state, neg_content_prompt=text, **amount)
+    how: dict[str, Any] = {"neg_content_scale": neg_content_scale, "reference_fit": reference_fit}
+    for one, text in zip(pictures, contents, strict=True):  # all of them before the first is encoded
+        read_call(pipe, {"ip_adapter_image": [one]}, state, neg_content_prompt=text, **how)
     layers = projections(unet, state, scales)
     with offloading_suspended(pipe):
         adapter, encoder = fingerprint(state.projection, *layers.values()), fingerprint(pipe.image_encoder)
@@ -64,14 +66,14 @@ def encode(
         family=style_family_of(unet),
         text_width=text_width_of(unet),
         scales=scales,
-        sources=tuple(Source(_size(one), part, text, strength) for one, part, text in described),
+        sources=tuple(Source(_size(one), part, text, strength, reference_fit) for one, part, text in described),
         adapter=adapter,
         image_encoder=encoder,
         dtype=dtype_of(unet),
         versions=versions(),
     )
-    each = zip(pixels, contents, strict=True)
-    embeds = [embed_reference(pipe, text, **amount, ip_adapter_image=[one]) for one, text in each]
+    each = zip(pictures, contents, strict=True)
+    embeds = [embed_reference(pipe, [one], neg_content_prompt=text, **how) for one, text in each]
     return Style(keys_and_values(pipe, _mean(embeds, parts), layers), recipe)
 
 

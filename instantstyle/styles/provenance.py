@@ -14,6 +14,7 @@ FAMILIES = ("sdxl", "sd15", "kolors")
 DTYPES = ("float32", "float16", "bfloat16")
 LAYER = re.compile(r"((down|up)_blocks\.\d{1,3}|mid_block)\.attentions\.\d{1,3}\.transformer_blocks\.\d{1,3}")
 HASH = re.compile(r"[0-9a-f]{64}")
+FITS = ("crop", "pad", "squash", "tiles")  # the core's, which a style is read without
 LARGEST = 1e6  # of any number in a recipe, either side of zero
 NUMBER = f"a finite number of at most {LARGEST:g}"
 
@@ -27,12 +28,14 @@ class Source:
         weight: Its share of the style.
         content: What it shows, which was removed, or None.
         content_scale: How much of the content was removed, or "auto".
+        fit: What became of it where it is not square: `reference_fit`.
     """
 
     size: tuple[int, int]
     weight: float = 1.0
     content: str | None = None
     content_scale: float | str = 1.0
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         _expect(_is_size(self.size), "size", self.size, "two whole numbers of pixels")
@@ -40,6 +43,7 @@ class Source:
         _expect(self.content is None or isinstance(self.content, str), "content", self.content, "a string or None")
         is_scale = self.content_scale == "auto" or _is_number(self.content_scale)
         _expect(is_scale, "content_scale", self.content_scale, f'{NUMBER}, or "auto"')
+        _expect(self.fit in FITS, "fit", self.fit, f"one of {', '.join(FITS)}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Provenance:
 
     def to_json(self) -> str:
         """Write it as JSON, with the number of the format."""
-        return json.dumps({"version": FORMAT, **asdict(self)})
+        sources = [_without_default_fit(asdict(one)) for one in self.sources]
+        return json.dumps({"version": FORMAT, **asdict(self), "sources": sources})
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:
@@ -112,8 +117,14 @@ class Provenance:
         return cls(**_fields_of(cls, data, "its recipe") | {"sources": sources})
 
 
+def _without_default_fit(source: dict[str, Any]) -> dict[str, Any]:
+    # Files of the time before there was a choice have none.
+    return {name: value for name, value in source.items() if (name, value) != ("fit", "crop")}
+
+
 def _source(data: Any) -> Source:
     _expect(_is_map(data) and isinstance(data.get("size"), list), "sources", data, "pictures with their sizes")
+    data = {"fit": "crop"} | data
     return Source(**_fields_of(Source, data, "a source in its recipe") | {"size": tuple(data["size"])})
 
 

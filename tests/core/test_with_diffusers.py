@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import accelerate.hooks
 import numpy as np
 import pytest
 import torch
@@ -39,6 +38,7 @@ from hosts import (
     seeded,
     write_checkpoint,
 )
+from offloading import CPU, OFFLOADING, each_offloading, hooks, offload_to_itself, without_hooks
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
@@ -50,7 +50,6 @@ from instantstyle.version import in_dtype
 Adapters = dict[str, tuple[str, str, str]]
 
 SDXL, SD15 = HOSTS["stable_diffusion_xl"], HOSTS["stable_diffusion"]
-CPU = torch.device("cpu")
 
 sdxl_only = pytest.mark.parametrize("host", [SDXL], ids=lambda host: host.family)
 
@@ -333,55 +332,8 @@ def test_loras_are_on_again_when_encoding_content_fails(host: Host, with_loras: 
 
 @pytest.fixture(autouse=True)
 def sequential_offloading_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let accelerate offload from the CPU to the CPU: it forgets there that a weight is a parameter."""
-    original = accelerate.hooks.set_module_tensor_to_device
-
-    def moving(module: nn.Module, name: str, device: Any, *args: Any, **kwargs: Any) -> None:
-        path, _, last = name.rpartition(".")
-        own = module.get_submodule(path)._parameters
-        if type(own.get(last)) is torch.Tensor:
-            own[last] = nn.Parameter(own[last], requires_grad=False)
-        original(module, name, device, *args, **kwargs)
-
-    monkeypatch.setattr(accelerate.hooks, "set_module_tensor_to_device", moving)
-
-
-def by_group(pipe: DiffusionPipeline, **settings: Any) -> None:
-    """Offload groups of layers, from the CPU to the CPU."""
-    if not hasattr(pipe, "enable_group_offload"):
-        pytest.skip("before 0.36 diffusers offloads groups to accelerators only")
-    pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, **settings)
-
-
-OFFLOADING: dict[str, Callable[[DiffusionPipeline], None]] = {
-    "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
-    "sequential": lambda pipe: pipe.enable_sequential_cpu_offload(device="cpu"),
-    "leaf": lambda pipe: by_group(pipe, offload_type="leaf_level"),
-    "block": lambda pipe: by_group(pipe, offload_type="block_level", num_blocks_per_group=1),
-}
-
-each_offloading = pytest.mark.parametrize("offloading", OFFLOADING)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a module itself has a hook of one of the four ways of offloading."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return hasattr(module, "_hf_hook") or (registry is not None and bool(registry.hooks))
-
-
-def hooks(pipe: DiffusionPipeline, *parts: str) -> dict[str, int]:
-    """Count the modules with hooks in each component, or in some."""
-    found = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    return {name: sum(map(hooked, part.modules())) for name, part in found.items() if not parts or name in parts}
-
-
-def without_hooks(pipe: DiffusionPipeline) -> list[str]:
-    """Return the layers of the UNet that hold weights and have no hook."""
-    return [
-        name
-        for name, module in pipe.unet.named_modules()
-        if list(module.parameters(recurse=False)) and not hooked(module)
-    ]
+    """Let accelerate offload from the CPU to the CPU."""
+    offload_to_itself(monkeypatch)
 
 
 @each_family

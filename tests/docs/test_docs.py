@@ -323,6 +323,8 @@ TABLES: list[tuple[str, str, int, Convert]] = [
     ("SD1.5", "SD1.5: `pipe.set_ip_adapter_scale(...)` | `pipe.set_target_blocks(...)`", 0, by_diffusers),
     ("SDXL", "SDXL: `weight_type` | its layers at `weight` 1 | `target_blocks`", 1, by_number),
     ("SD1.5", "SD1.5: `weight_type` | its layers at `weight` 1 | `target_blocks`", 1, by_number),
+    ("SDXL", "SDXL: `method` | its `target_blocks` | here", 1, by_letters),
+    ("SD1.5", "SD1.5: `method` | its `target_blocks` | here", 1, by_letters),
 ]
 
 

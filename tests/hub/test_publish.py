@@ -54,7 +54,7 @@ PAINTED = {"images/grid.png"} | {
 }
 DRAWN = {"images/pink-dots.png", "images/blue-stripes.png"}
 STYLES = {"styles/pink-dots.safetensors", "styles/blue-stripes.safetensors"}
-MODULAR = {"modular_config.json", "modular_instantstyle.py"}
+MODULAR = {"modular_config.json", "modular_instantstyle.py", "modular_model_index.json"}
 PLUGIN_FILES = {"README.md", "pipeline.py", *VARIANTS, *MODULAR, *PAINTED, *DRAWN, *STYLES}
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 TINY_PARTS = (*PARTS, "controlnet", "sdxl_models")
@@ -362,7 +362,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
 
 LOADING = """
     import diffusers
-    from diffusers import ClassifierFreeGuidance, ModularPipelineBlocks, StableDiffusionXLAutoBlocks
+    from diffusers import (
+        ClassifierFreeGuidance,
+        ModularPipeline,
+        ModularPipelineBlocks,
+        StableDiffusionXLAutoBlocks,
+    )
     from diffusers.utils import dynamic_modules_utils
     from huggingface_hub import snapshot_download
 
@@ -396,6 +401,10 @@ LOADING = """
     for name, model in {"instantstyle": "someone/model", "tiny": "someone/tiny"}.items():
         blocks = ModularPipelineBlocks.from_pretrained(f"someone/{name}", trust_remote_code=True)
         found[f"modular {name}"] = paint_modular(blocks, model, OWN_ADAPTER)
+    pipe = ModularPipeline.from_pretrained("someone/tiny", trust_remote_code=True)
+    found["modular index"] = paint_modular(pipe.blocks, pipe, OWN_ADAPTER)
+    plain = ModularPipeline.from_pretrained("someone/instantstyle", trust_remote_code=True)
+    found["plain index"] = np.array([type(plain.blocks).__name__, plain.unet is None])
     host = StableDiffusionXLAutoBlocks()
     host.sub_blocks["ip_adapter"] = blocks.sub_blocks["ip_adapter"]
     host.variant_of = blocks.variant_of
@@ -403,9 +412,9 @@ LOADING = """
 """
 
 
-def paint_modular(blocks: Any, model: str, adapter: Adapter) -> np.ndarray:
-    """Paint what `paint_reference` does, with modular blocks."""
-    pipe = blocks.init_pipeline(model)
+def paint_modular(blocks: Any, model: Any, adapter: Adapter) -> np.ndarray:
+    """Paint what `paint_reference` does, with modular blocks of a model, or a pipeline of them."""
+    pipe = blocks.init_pipeline(model) if isinstance(model, str) else model
     pipe.load_components(workflow="text2image")
     blocks.variant_of(pipe).load_ip_adapter(*adapter)
     inputs = HOSTS["stable_diffusion_xl"].inputs()
@@ -441,7 +450,8 @@ def test_what_is_exported_is_what_is_published(found: dict[str, Any], exported: 
     names = {"someone/instantstyle": exported, "someone/tiny": cards["tiny"], "someone/mine": cards["mine"]}
     for name, folder in names.items():
         expected = files_in(folder)
-        expected["README.md"] = expected["README.md"].replace(b"someone/instantstyle", name.encode())
+        for file in ("README.md", "modular_model_index.json"):
+            expected[file] = expected[file].replace(b"someone/instantstyle", name.encode())
         assert found["published"][name] == expected
 
 
@@ -481,12 +491,23 @@ def test_a_users_checkpoint_paints_as_before(found: dict[str, Any], mine: Path, 
     assert np.abs(found["mine"] - wrong).max() >= TWIN
 
 
-@pytest.mark.parametrize("way", ["modular instantstyle", "modular tiny", "modular step"])
+@pytest.mark.parametrize("way", ["modular instantstyle", "modular tiny", "modular index", "modular step"])
 def test_published_blocks_paint_as_the_package(way: str, found: dict[str, Any]) -> None:
     """All blocks of the plugin and of a checkpoint, and the step in the host's: what the classic variant paints."""
     right, wrong = local("StableDiffusionXLInstantStylePipeline"), local("StableDiffusionXLPipeline")
     assert np.abs(found[way] - right).max() <= 10 * TOLERANCE  # the guider runs the halves of guidance by themselves
     assert np.abs(found[way] - wrong).max() >= TWIN
+
+
+def test_a_repository_of_the_plugin_alone_makes_a_pipeline_of_its_blocks(found: dict[str, Any]) -> None:
+    """Its components are the base model's; they are not loaded yet."""
+    assert found["plain index"].tolist() == ["InstantStyleXLBlocks", "True"]
+    index = json.loads(found["published"]["someone/instantstyle"]["modular_model_index.json"])
+    places = {
+        name: value[2]["pretrained_model_name_or_path"] for name, value in index.items() if isinstance(value, list)
+    }
+    assert {name for name, place in places.items() if place} == {*PARTS} - {"feature_extractor", "image_encoder"}
+    assert {place for place in places.values() if place} == {"stabilityai/stable-diffusion-xl-base-1.0"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
+import configparser
 import json
+import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, differ, same
-from diffusers import ClassifierFreeGuidance, LayerSkipConfig, StableDiffusionXLAutoBlocks, guiders
+from diffusers import (
+    ClassifierFreeGuidance,
+    LayerSkipConfig,
+    ModularPipeline,
+    StableDiffusionXLAutoBlocks,
+    StableDiffusionXLModularPipeline,
+    guiders,
+)
 from diffusers.hooks import SmoothedEnergyGuidanceConfig
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import StableDiffusionXLInputStep
 from hosts import CLIP_WIDTH, HOSTS, SIDE, components, feature_extractor, image_encoder, picture
 from hub import serve
+from modulars import CFG, GUIDANCE, MODEL, SETTINGS, assembled, call, classic, guide, modular
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 from processes import PLUGIN, run
 from traces import Broken, changed, failing_unet, identities
 
-from instantstyle import Style, tiny
+from instantstyle import Style
 from instantstyle.pipelines.modular import InstantStyleIPAdapterStep, InstantStyleXLBlocks, variant_of
 
 
-MODEL = str(tiny.path())
 ADAPTER = (MODEL, "sdxl_models", "ip-adapter_sdxl.safetensors")
 FIRST, SECOND = Image.open(Path(__file__).parents[2] / "examples" / "reference.png"), picture(2)
-GUIDANCE, SETTINGS = 3.5, {"num_inference_steps": 2, "output_type": "np"}
-CFG = ClassifierFreeGuidance(guidance_scale=GUIDANCE)
 SEPARATE = 10 * TOLERANCE  # the classic variant runs both halves of guidance in one batch
 PROMPTS = ["a heart", "a red ring"]
 Adapters = dict[str, tuple[str, str, str]]
-
-
-def assembled(blocks: Any, parts: dict[str, Any]) -> Any:
-    """Make a modular pipeline of blocks and components, with the settings of the embedded checkpoint."""
-    found = blocks.init_pipeline(MODEL)
-    found.update_components(**{name: part for name, part in parts.items() if part is not None})
-    guide(CFG, found)
-    return found
-
-
-def guide(guider: Any, *pipes: Any) -> None:
-    """Give pipelines a guider like this one, each its own."""
-    for pipe in pipes:
-        pipe.update_components(guider=guider.new())
-
-
-def call(pipe: Any, **asked: Any) -> Any:
-    """Call a pipeline with a fresh seed."""
-    return pipe(**{"prompt": "a heart", **SETTINGS, **asked}, generator=torch.Generator().manual_seed(0))
-
-
-def classic(pipe: Any, **asked: Any) -> np.ndarray:
-    """Return what the classic variant paints."""
-    return call(pipe, guidance_scale=GUIDANCE, **asked).images
-
-
-def modular(pipe: Any, **asked: Any) -> np.ndarray:
-    """Return what a modular pipeline paints."""
-    return call(pipe, output="images", **asked)
 
 
 @pytest.fixture(scope="module")
@@ -460,6 +439,66 @@ def test_saved_blocks_load_by_themselves(blocks_pipe: Any, tmp_path: Path) -> No
         for file in folder.iterdir():
             assert file.read_bytes() == (tmp_path / f"{name} again" / file.name).read_bytes()
     assert differ(painted, modular(blocks_pipe, ip_adapter_image=SECOND, target_blocks="style"))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Save a pipeline of a folder's components, with an adapter on."""
+    found = InstantStyleXLBlocks().init_pipeline(Path(MODEL))
+    found.load_components(workflow="text2image")
+    variant_of(found).load_ip_adapter(*ADAPTER)
+    before = identities(variant_of(found))
+    found.save_pretrained(tmp_path / "saved", overwrite_modular_index=True)
+    assert not changed(before, identities(variant_of(found)))
+    return tmp_path / "saved"
+
+
+def reloaded(folder: Path) -> Any:
+    """Load a pipeline with its components, which are in the folder."""
+    found = ModularPipeline.from_pretrained(folder, trust_remote_code=True)
+    found.load_components(workflow="text2image")
+    guide(CFG, found)
+    return found
+
+
+def test_a_saved_pipeline_is_ours_again(pipe: Any, saved: Path) -> None:
+    """Also when what was loaded is saved once more; without its adapter, as the classic variant is saved."""
+    found = reloaded(saved)
+    assert type(found.blocks).__name__ == "InstantStyleXLBlocks"
+    assert not any("_ip" in name for name in found.unet.state_dict())
+    found.save_pretrained(str(saved.parent / "again"), overwrite_modular_index=True)
+    again = reloaded(saved.parent / "again")
+    again.blocks.variant_of(again).load_ip_adapter(*ADAPTER)
+    painted = modular(again, ip_adapter_image=FIRST)
+    assert same(classic(pipe, ip_adapter_image=FIRST, target_blocks="style"), painted, SEPARATE)
+    assert differ(painted, modular(again))
+
+
+def test_saved_as_the_host_does_it_comes_back_as_the_hosts(saved: Path) -> None:
+    """The twin: without its blocks in the folder."""
+    host = StableDiffusionXLModularPipeline._instantstyle_saves
+    host(reloaded(saved), str(saved.parent / "host"), overwrite_modular_index=True)
+    assert type(reloaded(saved.parent / "host").blocks) is StableDiffusionXLAutoBlocks
+
+
+def test_the_hosts_pipelines_are_saved_as_before(tmp_path: Path) -> None:
+    StableDiffusionXLAutoBlocks().init_pipeline(MODEL).save_pretrained(str(tmp_path), overwrite_modular_index=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["modular_model_index.json"]
+
+
+@pytest.mark.parametrize("blocks", [InstantStyleXLBlocks, InstantStyleIPAdapterStep])
+def test_saved_blocks_say_what_they_require(blocks: Any, tmp_path: Path) -> None:
+    """Distributions with versions, as diffusers compares them; those installed fit, and setup.cfg names them all."""
+    blocks().save_pretrained(tmp_path)
+    required = json.loads((tmp_path / "modular_config.json").read_text())["requirements"]
+    assert all(version(name) in SpecifierSet(versions) for name, versions in required.items())
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    floors = dict(re.split("(?=>=)", one) for one in setup["options"]["install_requires"].split())
+    assert set(required) == {"diffusers", "huggingface_hub", "safetensors", "transformers"}
+    assert required == {name: floors[name] for name in required} | {
+        "diffusers": ">=0.40.0"
+    }  # as the module says itself
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------
