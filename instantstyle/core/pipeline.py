@@ -397,9 +397,8 @@ class InstantStyleMixin(_Host):
             unet = bare_unet(new)
             if unet is not source and "unet" not in kwargs:  # AnimateDiff copies the weights into another class
                 if adapter is not None and adapter[0].standing is None:  # a style that is applied stays where it is
-                    state, processors = adapter
-                    copied = replace(state, projection=copy.deepcopy(state.projection), targets=list(state.targets))
-                    attach(unet, copied, copy.deepcopy(processors))
+                    copied = replace(adapter[0], projection=copy.deepcopy(adapter[0].projection))
+                    attach(unet, copied, copy.deepcopy(adapter[1]))
                 if "_instantstyle_content" in source.__dict__:
                     unet._instantstyle_content = source._instantstyle_content
         return new

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image, PngImagePlugin
+from pydantic import ValidationError
 
 from instantstyle.files import atomically, label_of, label_of_file
 from instantstyle.inference import models
@@ -137,7 +138,7 @@ def read_request(recipe: Mapping[str, Any]) -> tuple[Request, Machine]:
         others = {"size": recipe.get("asked_size"), "target_blocks": recipe.get("target_blocks")}
         others = {name: value for name, value in others.items() if value is not None}
         return Request(**values, **files, **others, style=_references(recipe)), _machine(recipe)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ValueError("the recipe is not of one picture, as `generate`, `batch` and `demo` make them.") from error
 
 

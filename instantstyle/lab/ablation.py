@@ -16,7 +16,6 @@ from instantstyle.inference.models import knows_world
 from instantstyle.inference.recipe import read_recipe, write_recipe
 from instantstyle.inference.request import Request
 from instantstyle.inference.session import Session
-from instantstyle.inference.values import Picture
 from instantstyle.lab.conditions import digest
 from instantstyle.lab.findings import Finding, Groups, mean_scores, plan
 from instantstyle.lab.observers import Jury, Observer, Viewer
@@ -54,7 +53,7 @@ class Probed:
 def probe(
     session: Session,
     output: str | os.PathLike[str],
-    examples: Sequence[tuple[Picture, str]] = (),
+    examples: Sequence[tuple[Any, str]] = (),
     *,
     pairs: int = PAIRS,
     seed: int = 0,
@@ -70,19 +69,19 @@ def probe(
     Args:
         session: What paints.
         output: A folder, which is made if it is not there; pictures and scores are kept in it, in "conditions".
-        examples: References with prompts. Without any, the judges look.
+        examples: References, as `Request` takes them, with prompts. Without any, the judges look.
         pairs: How many pairs the judges see.
         seed: Of every example, and part of those of the pairs.
         steps, guidance: Of the sampler; by default what is usual, for the judges that of `tiny.SAMPLING`.
         bars: Whether to show how far it is.
 
     Raises:
-        ValueError: There are neither examples nor judges.
-        OSError: The folder cannot be written.
+        ValueError: There are neither examples nor judges, or an example is no picture.
+        OSError: An example cannot be read, or the folder not be written.
 
     Example:
         >>> session = Session(Machine(model="stabilityai/stable-diffusion-xl-base-1.0"))
-        >>> found = probe(session, "probe", [(open_picture("`examples`", "reference.png"), "a heart")])
+        >>> found = probe(session, "probe", [("reference.png", "a heart")])
         >>> draw_probe(found).save("blocks.png")
     """
     if not examples and not knows_world(session.model):

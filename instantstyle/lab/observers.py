@@ -53,18 +53,26 @@ class Viewer:
 
     Args:
         session: What paints.
-        examples: References with prompts.
+        examples: References, as `Request` takes them, with prompts.
         base: Seed, and steps and guidance if they are not the usual ones.
+
+    Raises:
+        ValueError, OSError: A reference is a style file, or cannot be read.
     """
 
-    def __init__(self, session: Session, examples: Sequence[tuple[Picture, str]], base: Request) -> None:
+    def __init__(self, session: Session, examples: Sequence[tuple[Any, str]], base: Request) -> None:
         self.session = session
-        self.requests = [session.complete(base.but(prompt=prompt, style=picture)) for picture, prompt in examples]
-        self.shown = [(picture.image, prompt) for picture, prompt in examples]
+        completed = [session.complete(base.but(prompt=prompt, style=reference)) for reference, prompt in examples]
+        self.requests = [session.reader.opened(request) for request in completed]
+        pictures = [reference_of(request) for request in self.requests]
+        self.shown = [(one.image, request.prompt) for one, request in zip(pictures, self.requests, strict=True)]
         self.count = len(self.shown)
         first = self.requests[0]
         self.settings = {
-            "examples": [{"reference": picture.written, "prompt": prompt} for picture, prompt in examples],
+            "examples": [
+                {"reference": one.written, "prompt": request.prompt}
+                for one, request in zip(pictures, self.requests, strict=True)
+            ],
             "seed": first.seed,
             "steps": first.steps,
             "guidance": first.guidance,
@@ -82,6 +90,18 @@ class Viewer:
     def propose(self, scores: Mapping[Groups, Mapping[str, float]]) -> Proposal:
         """Leave it to the person."""
         return Proposal()
+
+
+def reference_of(request: Request) -> Picture:
+    """Return the picture that blocks may see.
+
+    Raises:
+        ValueError: It is a style file, whose blocks are chosen already.
+    """
+    (reference,) = request.style
+    if not isinstance(reference.picture, Picture):
+        raise ValueError("`examples`: a style file is encoded for some blocks already; give the picture instead.")
+    return reference.picture
 
 
 class Jury:

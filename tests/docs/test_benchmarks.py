@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,27 @@ def measure(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     return json.loads(out.read_text())
 
 
-def test_the_benchmark_of_styles_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a process of its own for the first side alone: most of the time is to import everything once more."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import apart, styles
+
+    start, started = subprocess.run, []
+
+    def run(command: list[str], **settings: Any) -> Any:
+        if not started:
+            started.append(command)
+            return start(command, **settings)
+        monkeypatch.setattr(sys, "argv", command[2:])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            apart.obey(styles.measure_here)
+        return subprocess.CompletedProcess(command, 0, said.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_the_benchmark_of_styles_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_process: None) -> None:
     """On a tiny UNet: every side is there, and only the plain one paints something else than the style."""
     found = measure("styles", tmp_path, monkeypatch)
     sides = {side for row in found["rows"].values() for side in row}

@@ -253,6 +253,17 @@ def test_without_examples_and_judges_there_is_nothing_to_see(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_example_is_a_picture_whatever_it_comes_as(session, reference):
+    base = Request(prompt="", seed=5, steps=1)
+    with Image.open(reference) as opened:
+        pictures = [observers.Viewer(session, [(one, "a heart")], base).shown[0][0] for one in (reference, opened)]
+    assert not differ(pictures[:1], pictures[1:])
+    with pytest.raises(ValueError, match="`examples`: a style file is encoded for some blocks already"):
+        style = session.encode(Request(prompt="", style=reference))
+        style.save(Path(reference).with_suffix(".safetensors"))
+        observers.Viewer(session, [(str(Path(reference).with_suffix(".safetensors")), "a heart")], base)
+
+
 def test_what_decides_the_result_has_its_own_folder(tmp_path, reference, monkeypatch):
     kept = []
     monkeypatch.setattr(ablation, "search", lambda scorer, every, folder, bars: kept.append(folder) or 1 / 0)
@@ -284,7 +295,7 @@ def test_presets_are_carried_and_nothing_else_changes(in_place, tmp_path, pipe):
         presets.KEY: json.dumps({"mine": ["mid_block"], "style": ["up_blocks.0"]}),
     }
     save_file(load_file(ADAPTER), source, metadata=before)
-    tensors = load_file(source)
+    tensors = {name: tensor.clone() for name, tensor in load_file(source).items()}  # the file is let go
     target = source if in_place else tmp_path / "saved.safetensors"
     proposed = {"style": ["up_blocks.1.attentions.2"], "layout": {"mid_block": 0.5}}
     presets.write_presets(source, target, proposed)

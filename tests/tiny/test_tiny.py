@@ -92,7 +92,7 @@ SOURCES = (
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_wheel_carries_it(named, tmp_path):
-    """Built elsewhere, as setuptools packs what earlier builds left; unnamed weights and card are lacking."""
+    """Built elsewhere, as setuptools packs what earlier builds left; unnamed weights, card and modules are lacking."""
     source = tmp_path / "source"
     shutil.copytree(ROOT / "instantstyle", source / "instantstyle", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "model_card", source / "model_card")
@@ -102,6 +102,7 @@ def test_the_wheel_carries_it(named, tmp_path):
         (source / "MANIFEST.in").unlink()
         config = (source / "setup.cfg").read_text(encoding="utf-8")
         config = config.replace("    weights/", "    nothing/").replace("    README.md", "    nothing")
+        config = config.replace("    instantstyle.core\n", "")
         (source / "setup.cfg").write_text(config, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
@@ -112,6 +113,10 @@ def test_the_wheel_carries_it(named, tmp_path):
     packed = {name.removeprefix(folder) for name in names if name.startswith(folder)}
     assert packed == (set(LAYOUT) if named else set())
     assert ("instantstyle/model_card/README.md" in names) == named
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "instantstyle").rglob("*.py")}
+    assert {name for name in names if name.startswith("instantstyle/") and name.endswith(".py")} == (
+        modules if named else {name for name in modules if "/core/" not in name}
+    )
 
 
 def test_the_unet_has_the_blocks_of_sdxl(pipe):
