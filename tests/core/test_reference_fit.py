@@ -11,13 +11,11 @@ import pytest
 import torch
 from conftest import TOLERANCE, Pair, differ, each_family, every_host, same
 from hosts import CLIP_SIDE, HOSTS, Host, content_encoder, picture, write_adapter
-from modulars import assembled, modular
 from PIL import Image
 
 from instantstyle import Style
 from instantstyle.core import FITS, squares
 from instantstyle.core import fit as core_fit
-from instantstyle.pipelines.modular import InstantStyleXLBlocks
 from instantstyle.styles import provenance
 
 
@@ -128,15 +126,6 @@ def test_an_encoded_style_is_of_the_fitted_picture(host: Host, pair: Pair, fit: 
     style.save(tmp_path / "style.safetensors")
     assert [source.fit for source in Style.load(tmp_path / "style.safetensors").recipe.sources] == [fit, fit]
     assert ('"fit"' in style.recipe.to_json()) == (fit != "crop")
-
-
-@each_fit
-def test_modular_blocks_fit_as_the_classic_pipeline_does(pipe: Any, fit: str) -> None:
-    found = assembled(InstantStyleXLBlocks(), pipe.components)
-    painted = modular(found, ip_adapter_image=WIDE, reference_fit=fit)
-    style = pipe.encode_style(WIDE, reference_fit=fit)
-    assert same(painted, modular(found, style=style), 10 * TOLERANCE)
-    assert differ(painted, modular(found, ip_adapter_image=WIDE, reference_fit=FITS[FITS.index(fit) - 1]))
 
 
 def test_a_style_file_knows_the_same_fits() -> None:

@@ -32,6 +32,7 @@ from processes import PLUGIN, run
 from traces import Broken, changed, failing_unet, identities
 
 from instantstyle import Style
+from instantstyle.core import FITS
 from instantstyle.pipelines.modular import InstantStyleIPAdapterStep, InstantStyleXLBlocks, variant_of
 
 
@@ -535,3 +536,13 @@ def test_a_reference_without_adapter_is_refused() -> None:
         modular(found, ip_adapter_image=FIRST)
     with pytest.raises(ValueError, match="Call `load_ip_adapter` first"):
         modular(found, target_blocks="all", ip_adapter_embeds=[torch.zeros(1, 1, CLIP_WIDTH["sdxl"])])
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_modular_blocks_fit_as_the_classic_pipeline_does(pipe: Any, fit: str) -> None:
+    wide = picture(5, (90, 30))
+    found = assembled(InstantStyleXLBlocks(), pipe.components)
+    painted = modular(found, ip_adapter_image=wide, reference_fit=fit)
+    style = pipe.encode_style(wide, reference_fit=fit)
+    assert same(painted, modular(found, style=style), 10 * TOLERANCE)
+    assert differ(painted, modular(found, ip_adapter_image=wide, reference_fit=FITS[FITS.index(fit) - 1]))
