@@ -194,8 +194,13 @@ def test_a_picture_is_painted_again_with_options_in_place_of_its_values(tmp_path
 
     assert (again() == pixels(made)).all()
     assert recipe.read_recipe(tmp_path / "again.png") == recipe.read_recipe(made)
-    changes = (["--seed", "1"], ["--style", REFERENCE], ["--content-scale", "auto"], ["a ring"], ["--strength", "0.9"])
-    for change in changes:
+    for change in (
+        ["--seed", "1"],
+        ["--style", REFERENCE],
+        ["--content-scale", "auto"],
+        ["a ring"],
+        ["--strength", "0.9"],
+    ):
         expected = paint(*_changed([*words, "--steps", "4"], change), style=_styled(change, pictures["other"]))
         found = again(*change)
         assert (found == expected).all(), change
