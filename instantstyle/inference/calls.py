@@ -162,7 +162,7 @@ def _pictures(requests: Sequence[Request], pipe: Any, size: Any) -> dict[str, An
     pictures = [one.style[0].picture.image for one in requests]  # type: ignore[union-attr]
     contents = [one.content for one in requests]
     several = len(requests) > 1
-    arguments = {"ip_adapter_image": [pictures] if several else pictures[0], **fitting(first, pipe.__call__)}
+    arguments = {"ip_adapter_image": [pictures] if several else pictures[0], "reference_fit": first.reference_fit}
     if several:  # adapter -> prompt
         arguments["ip_adapter_image_per_prompt"] = True
     if first.content is None:
@@ -202,14 +202,8 @@ def encode(request: Request, references: Sequence[Any], pipe: Any) -> Any:
         neg_content_prompt=request.content,
         neg_content_scale=request.content_scale,
         weights=[one.weight for one in references],
-        **fitting(request, encoder.encode),
+        reference_fit=request.reference_fit,
     )
-
-
-def fitting(request: Request, function: Any) -> dict[str, str]:
-    """Say what becomes of references that are not square, to a function that takes that."""
-    known = "reference_fit" in inspect.signature(function).parameters
-    return {"reference_fit": request.reference_fit} if known else {}
 
 
 # The second pass

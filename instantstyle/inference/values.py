@@ -126,11 +126,6 @@ def read_size(value: Any) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def write_size(size: tuple[int, int]) -> str:
-    """Write a size as `read_size` reads it."""
-    return "{}x{}".format(*size)
-
-
 def read_targets(value: Any) -> Iterable[tuple[str, Any]]:
     """Read "NAME[=SCALE],...", several such texts, or a mapping, as pairs of name and scale."""
     if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,18 @@ def test_references_are_meant_by_their_weights(session, files):
     assert (
         apart(session.paint([ask(style=[Reference(REFERENCE, 1), Reference(files["other"], 0)])])[0].image, first) <= 1
     )
+
+
+def test_a_reference_that_is_not_square_is_fitted_as_asked(session, files):
+    fits = ("crop", "pad", "squash", "tiles")
+    painted = [one.image for one in session.paint([ask(style=files["image"], reference_fit=fit) for fit in fits])]
+    session.aim_at((("style", 1.0),))
+    for fit, image in zip(fits, painted, strict=True):
+        call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "reference_fit": fit}
+        assert (
+            apart(image, session.pipe("a heart", ip_adapter_image=Image.open(files["image"]), **call).images[0]) == 0
+        )
+    assert all(apart(first, second) > 0 for first, second in combinations(painted, 2))
 
 
 def test_masks_keep_references_in_their_places(session, files):
