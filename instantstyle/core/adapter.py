@@ -182,10 +182,8 @@ def _place(attn: Any, processor: Any) -> None:
 
 def detach(unet: Any, state: AdapterState) -> dict[str, Any]:
     """Take an adapter off a UNet, exactly. Gives its processors, for `attach`."""
-    for layer, processor in state.processors.items():
-        attn = attention(unet, layer)
-        if attn.processor is processor:
-            attn.set_processor(state.plain[layer])
+    for layer in state.processors.keys() & ip_processors(unet):  # what a service put there stays
+        attention(unet, layer).set_processor(state.plain[layer])
     unet.encoder_hid_proj, unet.config.encoder_hid_dim_type = state.hid_proj
     if hasattr(unet, "text_encoder_hid_proj"):
         del unet.text_encoder_hid_proj

@@ -74,7 +74,7 @@ def squares(picture: Any, fit: str, encoder: Any, extractor: Any) -> list[Any]:
         square.paste(picture, ((longer - width) // 2, (longer - height) // 2))
         return [square]
     last = math.ceil(2 * (longer - shorter) / shorter)
-    starts = [round(i * (longer - shorter) / last) for i in range(last + 1)]
+    starts = sorted({round(i * (longer - shorter) / last) for i in range(last + 1)})
     corners = [(start, 0) if width > height else (0, start) for start in starts]
     return [picture.crop((x, y, x + shorter, y + shorter)) for x, y in corners]
 

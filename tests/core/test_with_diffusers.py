@@ -161,6 +161,7 @@ OURS = [
     "neg_content_scale",
     "target_blocks",
     "ip_adapter_image_per_prompt",
+    "reference_fit",
     "style",
     "style_scale",
 ]

@@ -16,9 +16,8 @@ import diffusers
 import numpy as np
 import pytest
 import transformers
-from PIL import Image
 
-from instantstyle.inference import recipe
+from instantstyle.inference.session import Painting
 
 
 ROOT = Path(__file__).parents[2]
@@ -73,13 +72,14 @@ def test_the_benchmark_of_batches_makes_the_same_pictures_in_each_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: dict[str, list[Any]] = {}
-    keep = recipe.keep
+    save = Painting.save
 
-    def note(image: Image.Image, path: Path, options: Any, *rest: Any) -> None:
-        made.setdefault(str(path.parent), []).append((options.seed, np.asarray(image, dtype=np.int16)))
-        keep(image, path, options, *rest)
+    def note(painting: Painting, path: Path) -> None:
+        picture = np.asarray(painting.image, dtype=np.int16)
+        made.setdefault(str(path.parent), []).append((painting.recipe["seed"], picture))
+        save(painting, path)
 
-    monkeypatch.setattr(recipe, "keep", note)
+    monkeypatch.setattr(Painting, "save", note)
     found = measure("batch", tmp_path, monkeypatch)
     assert all(len(row) == 3 and all(one["median"] > 0 for one in row.values()) for row in found["rows"].values())
     first, *others = made.values()
