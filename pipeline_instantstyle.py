@@ -1189,7 +1189,10 @@ def read_content_encoder(
         encoder, tokenizer = source
     elif isinstance(source, (str, Path)):
         place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
-        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
+        except HFValidationError as error:  # before 4.56 transformers lets it through
+            raise FileNotFoundError(f"`source` {str(source)!r} is no folder and no repository's name.") from error
         kwargs = {TOWER_DTYPE: dtype} | kwargs | {"output_loading_info": True}
         with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
             encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)
@@ -2171,7 +2174,7 @@ class InstantStyleMixin(_Host):
             kwargs: for `from_pretrained` (`revision`, `token`, `dtype`, ...).
 
         Raises:
-            TypeError: the text encoder has no projection into CLIP's shared space.
+            OSError, TypeError: it is not there; the text encoder has no projection into CLIP's shared space.
         """
         unet = bare_unet(self)
         unet._instantstyle_content = read_content_encoder(source, subfolder, tokenizer_subfolder, unet.dtype, **kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import ImageProjection
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
@@ -98,7 +99,10 @@ def read_content_encoder(
         encoder, tokenizer = source
     elif isinstance(source, (str, Path)):
         place = subfolder if tokenizer_subfolder is None else tokenizer_subfolder
-        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=place, **hub_arguments(kwargs))
+        except HFValidationError as error:  # before 4.56 transformers lets it through
+            raise FileNotFoundError(f"`source` {str(source)!r} is no folder and no repository's name.") from error
         kwargs = {TOWER_DTYPE: dtype} | kwargs | {"output_loading_info": True}
         with torch.random.fork_rng(devices=[]):  # what the file lacks would be drawn
             encoder, info = CLIPTextModelWithProjection.from_pretrained(source, subfolder=subfolder, **kwargs)

@@ -367,7 +367,7 @@ class InstantStyleMixin(_Host):
             kwargs: for `from_pretrained` (`revision`, `token`, `dtype`, ...).
 
         Raises:
-            TypeError: the text encoder has no projection into CLIP's shared space.
+            OSError, TypeError: it is not there; the text encoder has no projection into CLIP's shared space.
         """
         unet = bare_unet(self)
         unet._instantstyle_content = read_content_encoder(source, subfolder, tokenizer_subfolder, unet.dtype, **kwargs)
